@@ -1,0 +1,31 @@
+// Package deps keeps dependencies while the first packages are being written.
+package deps
+
+import (
+	_ "github.com/Shopify/toxiproxy/v2"
+	_ "github.com/Shopify/toxiproxy/v2/client"
+	_ "github.com/alecthomas/kong"
+	_ "github.com/alecthomas/kong-yaml"
+	_ "github.com/compose-spec/compose-go/v2/loader"
+	_ "github.com/compose-spec/compose-go/v2/cli"
+	_ "github.com/eclipse/paho.golang/autopaho"
+	_ "github.com/eclipse/paho.golang/paho"
+	_ "github.com/gowebpki/jcs"
+	_ "github.com/jackc/pgx/v5"
+	_ "github.com/jackc/pgx/v5/pgxpool"
+	_ "github.com/jackc/pgx/v5/stdlib"
+	_ "github.com/nats-io/nats-server/v2/server"
+	_ "github.com/nats-io/nats.go"
+	_ "github.com/nats-io/nats.go/jetstream"
+	_ "github.com/open-feature/go-sdk/openfeature"
+	_ "github.com/pressly/goose/v3"
+	_ "github.com/prometheus/client_golang/prometheus"
+	_ "github.com/prometheus/client_golang/prometheus/promhttp"
+	_ "github.com/prometheus/client_golang/prometheus/testutil"
+	_ "github.com/prometheus/common/expfmt"
+	_ "go.uber.org/goleak"
+	_ "golang.org/x/sync/errgroup"
+	_ "golang.org/x/term"
+	_ "gopkg.in/yaml.v3"
+	_ "pgregory.net/rapid"
+)

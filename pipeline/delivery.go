@@ -1,0 +1,59 @@
+package pipeline
+
+import "time"
+
+// Path names the way by which a copy of a message reached us. Its values are
+// stored in the ledger and in quarantine_events: never renumber them.
+type Path uint8
+
+// The two paths.
+const (
+	PathMQTT      Path = 1
+	PathJetStream Path = 2
+)
+
+// String returns the path's name as operators know it: mqtt or jetstream.
+func (p Path) String() string {
+	switch p {
+	case PathMQTT:
+		return "mqtt"
+	case PathJetStream:
+		return "jetstream"
+	}
+	return "unknown"
+}
+
+// Delivery is one copy of a message as a source handed it over, not yet
+// acknowledged. The path decides how Body is read: by MQTT it is the device's
+// payload and Topic says who sent it; by JetStream it is an envelope (CONTRACT.md)
+// and Subject names the tenant.
+type Delivery struct {
+	Path    Path
+	Topic   string // MQTT topic; empty on the JetStream path
+	Subject string // NATS subject; empty on the MQTT path
+	// Username is the broker's user name for the sender where the transport
+	// itself carries it (an MQTT user property); usually empty.
+	Username string
+	// Body belongs to whoever holds the delivery: the source neither reuses
+	// nor changes it.
+	Body []byte
+	// Receipt settles this copy with its source.
+	Receipt Receipt
+}
+
+// Receipt is a source's hold on one copy. Exactly one of Ack and Release is
+// called, once, from any goroutine, in any order relative to other copies.
+// Neither blocks for longer than a write to a local buffer.
+type Receipt interface {
+	// Ack tells the source that the copy is dealt with for good. An error
+	// (connection gone, session replaced) means that the source may deliver
+	// the copy again; it needs no other reaction than counting it.
+	Ack() error
+	// Release gives the copy back untreated, to be delivered again: at once
+	// where the transport can (JetStream), at the next session otherwise (MQTT).
+	Release() error
+	// Occurred is when this copy came into being, as far as its transport
+	// knows: for JetStream the time the stream stored it, which a redelivery
+	// keeps; for MQTT the time of arrival.
+	Occurred() time.Time
+}
