@@ -1,0 +1,82 @@
+// Package batchqueue is a first-in-first-out queue that is filled one by one and
+// emptied in batches. It has no bound: its users are bounded by what the sources
+// hold in hand.
+package batchqueue
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// Queue may be used by any number of goroutines on either side. Make it with New.
+type Queue[T any] struct {
+	mu    sync.Mutex
+	items []T
+	wake  chan struct{} // holds a token while items may be waiting
+}
+
+// New returns an empty queue.
+func New[T any]() *Queue[T] { return &Queue[T]{wake: make(chan struct{}, 1)} }
+
+// Put appends an item. It never blocks.
+func (q *Queue[T]) Put(item T) {
+	q.mu.Lock()
+	q.items = append(q.items, item)
+	first := len(q.items) == 1
+	q.mu.Unlock()
+	if first {
+		q.signal()
+	}
+}
+
+func (q *Queue[T]) signal() {
+	select {
+	case q.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Len returns the number of items waiting.
+func (q *Queue[T]) Len() int {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return len(q.items)
+}
+
+// Wake is readable while items may be waiting. Who reads it calls Poll.
+func (q *Queue[T]) Wake() <-chan struct{} { return q.wake }
+
+// Take appends up to limit items to dst. It waits for the first one, and after
+// that no longer than linger for more; it returns dst as it is once ctx ends.
+func (q *Queue[T]) Take(ctx context.Context, dst []T, limit int, linger time.Duration) []T {
+	select {
+	case <-ctx.Done():
+		return dst
+	case <-q.wake:
+	}
+	if n := q.Len(); n > 0 && n < limit && linger > 0 {
+		t := time.NewTimer(linger)
+		select {
+		case <-ctx.Done():
+		case <-t.C:
+		}
+		t.Stop()
+	}
+	return q.Poll(dst, limit)
+}
+
+// Poll appends up to limit items to dst without waiting.
+func (q *Queue[T]) Poll(dst []T, limit int) []T {
+	q.mu.Lock()
+	n := min(limit, len(q.items))
+	dst = append(dst, q.items[:n]...)
+	rest := copy(q.items, q.items[n:])
+	clear(q.items[rest:])
+	q.items = q.items[:rest]
+	q.mu.Unlock()
+	if rest > 0 {
+		q.signal()
+	}
+	return dst
+}

@@ -1,0 +1,98 @@
+package store
+
+import (
+	"context"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// Entry is one message with the verdict of the checks.
+type Entry struct {
+	Msg *pipeline.Message
+	// Reason is why the message goes to quarantine; Accepted for one to be written.
+	Reason pipeline.Reason
+	Detail string
+	// Site is the registry's site of the device, for rows about the device itself.
+	Site string
+
+	// Fresh is set by Commit: this copy took effect. Otherwise the message was
+	// there already and this copy changed nothing.
+	Fresh bool
+}
+
+func (e *Entry) outcome() outcome {
+	if e.Reason != pipeline.Accepted {
+		return outcomeQuarantined
+	}
+	return outcomeWritten
+}
+
+// Commit writes a batch in one transaction: every message that the ledger does
+// not have yet takes effect and enters the ledger, all the others change nothing.
+// It sets Fresh on the entries. Entries may hold the same message more than once.
+//
+// On an error nothing counts as written: Fresh is then meaningless. After
+// ErrUnavailable the transaction may have been committed all the same, which the
+// ledger will show when the batch is run again.
+func (s *Store) Commit(ctx context.Context, entries []Entry) error {
+	order := make([]*Entry, len(entries))
+	for i := range entries {
+		entries[i].Fresh = false
+		order[i] = &entries[i]
+	}
+	slices.SortStableFunc(order, func(a, b *Entry) int { return compareIDs(a.Msg.ID, b.Msg.ID) })
+	order = slices.CompactFunc(order, func(a, b *Entry) bool { return a.Msg.ID == b.Msg.ID })
+
+	tx, err := s.pool.Begin(ctx)
+	if err != nil {
+		return translate("begin", err)
+	}
+	defer rollback(tx)
+	if err := claim(ctx, tx, order); err != nil {
+		return translate("insert into the ledger", err)
+	}
+	if err := writeEffects(ctx, tx, entries); err != nil {
+		return err
+	}
+	return translate("commit", tx.Commit(ctx))
+}
+
+// writeEffects writes what the fresh entries leave behind, in order of arrival.
+func writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) error {
+	var telemetry, shadows, acks, quarantined []*Entry
+	for i := range entries {
+		e := &entries[i]
+		switch {
+		case !e.Fresh:
+		case e.Reason != pipeline.Accepted:
+			quarantined = append(quarantined, e)
+		case e.Msg.Kind == pipeline.KindShadow:
+			shadows = append(shadows, e)
+		case e.Msg.Kind == pipeline.KindCommandAck:
+			acks = append(acks, e)
+		default:
+			telemetry = append(telemetry, e)
+		}
+	}
+	for _, step := range []struct {
+		name    string
+		entries []*Entry
+		write   func(context.Context, pgx.Tx, []*Entry) error
+	}{
+		{"copy into telemetry", telemetry, writeTelemetry},
+		{"update device_state", shadows, writeShadows},
+		{"update device_commands", acks, writeAcks},
+		{"insert into quarantine_events", quarantined, writeQuarantine},
+	} {
+		if len(step.entries) == 0 {
+			continue
+		}
+		if err := step.write(ctx, tx, step.entries); err != nil {
+			return translate(step.name, err)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,139 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// upsertShadows sorts its rows, so that transactions lock devices in one order.
+const upsertShadows = `
+INSERT INTO device_state (tenant_id, device_id, site_id, reported_state, reported_version, shadow_updated_at)
+SELECT t, d, s, r::jsonb, v, now()
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int8[]) AS u(t, d, s, r, v)
+ ORDER BY t, d
+    ON CONFLICT (tenant_id, device_id) DO UPDATE
+   SET reported_state = EXCLUDED.reported_state,
+       reported_version = EXCLUDED.reported_version,
+       shadow_updated_at = EXCLUDED.shadow_updated_at
+ WHERE EXCLUDED.reported_version >= coalesce(device_state.reported_version, 0)`
+
+// writeShadows replaces reported states. Of several reports by one device in a
+// batch the one with the highest version counts, of equal versions the last.
+func writeShadows(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
+	latest := make(map[pipeline.DeviceKey]*Entry, len(entries))
+	for _, e := range entries {
+		key := pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}
+		if old, ok := latest[key]; !ok || shadowVersion(e) >= shadowVersion(old) {
+			latest[key] = e
+		}
+	}
+	var tenants, devices, sites, states []string
+	var versions []int64
+	for key, e := range latest {
+		tenants, devices, sites = append(tenants, key.Tenant), append(devices, key.Device), append(sites, e.Site)
+		states = append(states, string(e.Msg.Fields.Reported.AppendCanonical(nil)))
+		versions = append(versions, shadowVersion(e))
+	}
+	_, err := tx.Exec(ctx, upsertShadows, tenants, devices, sites, states, versions)
+	return err
+}
+
+// shadowVersion is 0 where the report has none.
+func shadowVersion(e *Entry) int64 {
+	v, _ := e.Msg.Fields.Version.Int()
+	return v
+}
+
+const ackCommands = `
+WITH acks AS (
+    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u(tenant_id, device_id, command_id, details)
+), queued AS (
+    SELECT c.tenant_id, c.command_id, a.details
+      FROM device_commands AS c
+      JOIN acks AS a USING (tenant_id, device_id, command_id)
+     WHERE c.status = 'queued'
+     ORDER BY c.tenant_id, c.command_id
+       FOR UPDATE OF c
+)
+UPDATE device_commands AS c
+   SET status = 'delivered', acked_at = now(), ack_details = q.details::jsonb
+  FROM queued AS q
+ WHERE c.tenant_id = q.tenant_id AND c.command_id = q.command_id`
+
+// writeAcks moves queued commands to delivered. An ack of a command that is not
+// queued, or not this device's, changes nothing; of several acks the first counts.
+func writeAcks(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
+	type key struct{ tenant, device, command string }
+	acks := make(map[key]*string, len(entries))
+	for _, e := range entries {
+		command, _ := e.Msg.Fields.CommandID.Text()
+		k := key{e.Msg.Tenant, e.Msg.Device, command}
+		if _, ok := acks[k]; !ok {
+			acks[k] = ackDetails(e.Msg)
+		}
+	}
+	var tenants, devices, commands []string
+	var details []*string
+	keys := slices.SortedFunc(maps.Keys(acks), func(a, b key) int {
+		return cmp.Or(cmp.Compare(a.tenant, b.tenant), cmp.Compare(a.command, b.command), cmp.Compare(a.device, b.device))
+	})
+	for _, k := range keys {
+		tenants, devices, commands = append(tenants, k.tenant), append(devices, k.device), append(commands, k.command)
+		details = append(details, acks[k])
+	}
+	_, err := tx.Exec(ctx, ackCommands, tenants, devices, commands, details)
+	return err
+}
+
+// ackDetails is what the device said of the command: its details, or its status
+// where it sent only that.
+func ackDetails(m *pipeline.Message) *string {
+	v := m.Fields.Details
+	if v.IsNull() {
+		status, storable := m.Fields.Status.AppendStorable(nil)
+		if m.Fields.Status.IsNull() || !storable {
+			return nil
+		}
+		s := `{"status":` + string(status) + `}`
+		return &s
+	}
+	s := string(v.AppendCanonical(nil))
+	return &s
+}
+
+const findDevices = `
+SELECT tenant_id, device_id, coalesce(site_id, ''), coalesce(status, ''), coalesce(lower(provision_token_hash), '')
+  FROM device_registry
+  JOIN unnest($1::text[], $2::text[]) AS k(tenant_id, device_id) USING (tenant_id, device_id)`
+
+// Devices looks devices up in the registry, all in one query. What is not in the
+// result is not registered.
+func (s *Store) Devices(ctx context.Context, keys []pipeline.DeviceKey) (map[pipeline.DeviceKey]pipeline.Device, error) {
+	var tenants, devices []string
+	for _, k := range keys {
+		if storableText(k.Tenant) && storableText(k.Device) {
+			tenants, devices = append(tenants, k.Tenant), append(devices, k.Device)
+		}
+	}
+	found := make(map[pipeline.DeviceKey]pipeline.Device, len(tenants))
+	if len(tenants) == 0 {
+		return found, nil
+	}
+	rows, err := s.pool.Query(ctx, findDevices, tenants, devices)
+	if err != nil {
+		return nil, translate("look up devices", err)
+	}
+	var k pipeline.DeviceKey
+	var d pipeline.Device
+	_, err = pgx.ForEachRow(rows, []any{&k.Tenant, &k.Device, &d.Site, &d.Status, &d.TokenHash}, func() error {
+		found[k] = d
+		return nil
+	})
+	return found, translate("look up devices", err)
+}

@@ -1,0 +1,21 @@
+// Package store is the pipeline's PostgreSQL: the ledger of message IDs, the rows
+// that messages leave behind, quarantine, and what the registry knows of devices.
+//
+// [Store.Commit] is where promises P1 and P2 are kept: one transaction inserts the
+// batch's IDs into the ledger, in ID order, and writes the effects of exactly
+// those that were not there yet. A copy may be acknowledged once Commit returned
+// nil, and not before. Who loses the race for an ID waits for the winner's
+// transaction and then knows that it lost.
+//
+//	BEGIN
+//	  lock and look up anonymous messages       (only when the batch has some)
+//	  INSERT INTO crossfade_ledger … ON CONFLICT DO NOTHING RETURNING message_id
+//	  COPY telemetry                            (written telemetry)
+//	  upsert device_state, update device_commands  (shadow reports, acks)
+//	  INSERT quarantine_events, count them      (quarantined)
+//	COMMIT
+//
+// The order of locks is the same in every transaction (anonymous stripes, ledger
+// IDs, devices, commands, counters, each sorted), so that two of them cannot
+// deadlock.
+package store

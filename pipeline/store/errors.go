@@ -1,0 +1,62 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// The closed set of what can go wrong. Every error of this package wraps one of
+// these or is the context's.
+var (
+	// ErrUnavailable: PostgreSQL can't be reached, is shutting down, or asks to try
+	// again (deadlock, lock timeout, out of resources). The transaction may or may
+	// not have been committed; running it again is safe and is what to do.
+	ErrUnavailable = errors.New("PostgreSQL is unavailable")
+	// ErrData: PostgreSQL refuses a value or a row. Nothing was committed. The same
+	// rows will be refused again.
+	ErrData = errors.New("PostgreSQL refuses the data")
+	// ErrSchema: the database is not as the service needs it (missing table or
+	// column, missing privilege). Nothing was committed; an operator has to act.
+	ErrSchema = errors.New("the database is not set up as needed")
+)
+
+// translate turns a driver's error into one of the set, naming the operation.
+func translate(operation string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if errors.Is(err, context.Canceled) {
+		return fmt.Errorf("%s: %w", operation, err)
+	}
+	kind := ErrUnavailable
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		kind = classify(pg.Code)
+	}
+	return fmt.Errorf("%s: %w: %w", operation, kind, err)
+}
+
+// classify maps an SQLSTATE (PostgreSQL manual, appendix A) by its class.
+func classify(code string) error {
+	if len(code) != 5 {
+		return ErrUnavailable
+	}
+	switch code[:2] {
+	case "22", "23", "44", "P0", "54", "21": // data, constraints, check option, raise in a trigger, limits, cardinality
+		return ErrData
+	case "42", "3D", "3F", "28", "0A": // unknown objects, privileges, database, schema, login, unsupported
+		return ErrSchema
+	}
+	return ErrUnavailable
+}
+
+// Detail returns what PostgreSQL said of refused data, for the quarantine: the
+// SQLSTATE and the message.
+func Detail(err error) string {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return fmt.Sprintf("PostgreSQL refused the row: %s (SQLSTATE %s)", pg.Message, pg.Code)
+	}
+	return "PostgreSQL refused the row"
+}

@@ -1,0 +1,214 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"slices"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// outcome is what the ledger says became of a message. Stored: never renumber.
+type outcome int16
+
+const (
+	outcomeWritten     outcome = 1
+	outcomeQuarantined outcome = 2
+)
+
+// The stripes over which anonymous messages are serialized by advisory locks:
+// uniqueness within a time window is beyond an index. Few, since the lock table
+// is small and only batches that hold such messages take them.
+const (
+	anonymousLockClass   = 0x78666164 // "xfad"
+	anonymousLockStripes = 64
+)
+
+const lockAnonymous = `
+SELECT pg_advisory_xact_lock($1, stripe) FROM unnest($2::int4[]) AS stripe`
+
+// findInLedger looks IDs up one by one, so that each look-up touches only the
+// partition of its ID.
+const findInLedger = `
+SELECT i.id, l.occurred_at
+  FROM unnest($1::uuid[]) AS i(id)
+ CROSS JOIN LATERAL (SELECT occurred_at FROM crossfade_ledger WHERE message_id = i.id) AS l`
+
+const insertLedger = `
+INSERT INTO crossfade_ledger (message_id, path, outcome)
+SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int2[])
+    ON CONFLICT DO NOTHING
+RETURNING message_id`
+
+const insertLedgerWide = `
+INSERT INTO crossfade_ledger (message_id, path, outcome, digest, occurred_at)
+SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int2[], $4::int8[], $5::timestamptz[])
+    ON CONFLICT DO NOTHING
+RETURNING message_id`
+
+// Known tells, for each copy, whether the ledger has its message.
+func (s *Store) Known(ctx context.Context, copies []pipeline.Identity) ([]bool, error) {
+	known := make([]bool, len(copies))
+	if len(copies) == 0 {
+		return known, nil
+	}
+	rows, err := findIDs(ctx, s.pool, candidates(copies))
+	if err != nil {
+		return nil, translate("look up the ledger", err)
+	}
+	for i, c := range copies {
+		known[i] = rows.holds(c)
+	}
+	return known, nil
+}
+
+// candidates lists the IDs under which the copies may stand in the ledger.
+func candidates(copies []pipeline.Identity) []pipeline.ID {
+	ids := make([]pipeline.ID, 0, len(copies))
+	for _, c := range copies {
+		if c.Anonymous {
+			n := c.ID.Neighbours()
+			ids = append(ids, n[:]...)
+		} else {
+			ids = append(ids, c.ID)
+		}
+	}
+	slices.SortFunc(ids, compareIDs)
+	return slices.Compact(ids)
+}
+
+// found are ledger rows by ID, with the time of anonymous ones.
+type found map[pipeline.ID]time.Time
+
+func (f found) holds(c pipeline.Identity) bool {
+	if !c.Anonymous {
+		_, ok := f[c.ID]
+		return ok
+	}
+	for _, id := range c.ID.Neighbours() {
+		if at, ok := f[id]; ok && pipeline.SameOccurrence(at, c.Occurred) {
+			return true
+		}
+	}
+	return false
+}
+
+type querier interface {
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+}
+
+func findIDs(ctx context.Context, q querier, ids []pipeline.ID) (found, error) {
+	rows, err := q.Query(ctx, findInLedger, uuids(ids))
+	if err != nil {
+		return nil, err
+	}
+	f := make(found)
+	var id [16]byte
+	var at *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&id, &at}, func() error {
+		f[id] = time.Time{}
+		if at != nil {
+			f[id] = *at
+		}
+		return nil
+	})
+	return f, err
+}
+
+func uuids(ids []pipeline.ID) [][16]byte {
+	out := make([][16]byte, len(ids))
+	for i, id := range ids {
+		out[i] = id
+	}
+	return out
+}
+
+func compareIDs(a, b pipeline.ID) int { return bytes.Compare(a[:], b[:]) }
+
+// claim inserts the batch's IDs into the ledger and marks the entries that were
+// new: exactly those may take effect. entries are in ID order, without those that
+// the batch itself repeats.
+func claim(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
+	entries, err := settleAnonymous(ctx, tx, entries)
+	if err != nil || len(entries) == 0 {
+		return err
+	}
+	rows, err := insertIDs(ctx, tx, entries)
+	if err != nil {
+		return err
+	}
+	defer rows.Close()
+	for rows.Next() {
+		id := pipeline.ID(rows.RawValues()[0])
+		if i, ok := slices.BinarySearchFunc(entries, id, func(e *Entry, id pipeline.ID) int { return compareIDs(e.Msg.ID, id) }); ok {
+			entries[i].Fresh = true
+		}
+	}
+	return rows.Err()
+}
+
+func insertIDs(ctx context.Context, tx pgx.Tx, entries []*Entry) (pgx.Rows, error) {
+	ids := make([][16]byte, len(entries))
+	paths := make([]int16, len(entries))
+	outcomes := make([]int16, len(entries))
+	wide := false
+	for i, e := range entries {
+		ids[i], paths[i], outcomes[i] = e.Msg.ID, int16(e.Msg.Delivery.Path), int16(e.outcome())
+		wide = wide || e.Msg.Explicit || e.Msg.Anonymous
+	}
+	if !wide {
+		return tx.Query(ctx, insertLedger, ids, paths, outcomes)
+	}
+	digests := make([]*int64, len(entries))
+	occurred := make([]*time.Time, len(entries))
+	for i, e := range entries {
+		if e.Msg.Explicit {
+			digests[i] = &e.Msg.Digest
+		}
+		if e.Msg.Anonymous {
+			occurred[i] = &e.Msg.Occurred
+		}
+	}
+	return tx.Query(ctx, insertLedgerWide, ids, paths, outcomes, digests, occurred)
+}
+
+// settleAnonymous takes out the anonymous messages that the ledger, or the batch
+// itself, has within their window. The stripes stay locked until the transaction
+// ends, so that no other can decide about the same content meanwhile.
+func settleAnonymous(ctx context.Context, tx pgx.Tx, entries []*Entry) ([]*Entry, error) {
+	var copies []pipeline.Identity
+	var stripes []int32
+	for _, e := range entries {
+		if e.Msg.Anonymous {
+			copies = append(copies, e.Msg.Identity)
+			stripes = append(stripes, int32(e.Msg.ID[15])%anonymousLockStripes)
+		}
+	}
+	if len(copies) == 0 {
+		return entries, nil
+	}
+	slices.Sort(stripes)
+	if _, err := tx.Exec(ctx, lockAnonymous, int32(anonymousLockClass), slices.Compact(stripes)); err != nil {
+		return nil, err
+	}
+	seen, err := findIDs(ctx, tx, candidates(copies))
+	if err != nil {
+		return nil, err
+	}
+	// Earlier occurrences first (the entries are in ID order, which is by slot; within
+	// a slot there is one), so that a batch decides as single messages would.
+	kept := make([]*Entry, 0, len(entries))
+	for _, e := range entries {
+		if e.Msg.Anonymous {
+			if seen.holds(e.Msg.Identity) {
+				continue
+			}
+			seen[e.Msg.ID] = e.Msg.Occurred
+		}
+		kept = append(kept, e)
+	}
+	return kept, nil
+}

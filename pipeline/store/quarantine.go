@@ -1,0 +1,109 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// maxIndexed bounds, in bytes, the texts of a quarantine row that stand in an
+// index: a hostile topic is longer than an index entry may be. The whole is in
+// the raw bytes.
+const maxIndexed = 256
+
+const insertQuarantine = `
+INSERT INTO quarantine_events
+       (event_ts, topic, tenant_id, site_id, device_id, msg_type, reason, payload, path, message_id, raw, detail)
+SELECT e, t, n, s, d, m, r, p::jsonb, h, i, b, x
+  FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+              $8::text[], $9::int2[], $10::uuid[], $11::bytea[], $12::text[]) AS u(e, t, n, s, d, m, r, p, h, i, b, x)`
+
+// countQuarantine sorts its rows, so that transactions lock counters in one order.
+const countQuarantine = `
+INSERT INTO quarantine_counters_minute AS c (bucket_minute, tenant_id, reason, cnt)
+SELECT date_trunc('minute', now()), t, r, n
+  FROM unnest($1::text[], $2::text[], $3::int8[]) AS u(t, r, n)
+ ORDER BY t, r
+    ON CONFLICT (bucket_minute, tenant_id, reason) DO UPDATE SET cnt = c.cnt + EXCLUDED.cnt`
+
+func writeQuarantine(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
+	n := len(entries)
+	times, paths, ids := make([]time.Time, n), make([]int16, n), make([][16]byte, n)
+	topics, tenants, sites, devices := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
+	types, payloads, raws := make([]*string, n), make([]*string, n), make([][]byte, n)
+	reasons, details := make([]string, n), make([]string, n)
+	counts := make(map[[2]string]int64)
+	for i, e := range entries {
+		m := e.Msg
+		site, _ := m.Fields.SiteID.Text()
+		times[i], paths[i], ids[i] = m.Time, int16(m.Delivery.Path), m.ID
+		topics[i], tenants[i], sites[i] = clean(m.RawTopic, pipeline.MaxTopic), clean(m.Tenant, maxIndexed), clean(site, maxIndexed)
+		devices[i], types[i] = clean(m.Device, maxIndexed), clean(m.MsgType, maxIndexed)
+		payloads[i], raws[i] = storablePayload(m), m.Delivery.Body
+		reasons[i], details[i] = string(e.Reason), e.Detail
+		tenant := ""
+		if tenants[i] != nil {
+			tenant = *tenants[i]
+		}
+		counts[[2]string{tenant, reasons[i]}]++
+	}
+	if _, err := tx.Exec(ctx, insertQuarantine, times, topics, tenants, sites, devices, types, reasons,
+		payloads, paths, ids, raws, details); err != nil {
+		return err
+	}
+	return count(ctx, tx, counts)
+}
+
+func count(ctx context.Context, tx pgx.Tx, counts map[[2]string]int64) error {
+	var tenants, reasons []string
+	var numbers []int64
+	keys := slices.SortedFunc(maps.Keys(counts), func(a, b [2]string) int {
+		return cmp.Or(cmp.Compare(a[0], b[0]), cmp.Compare(a[1], b[1]))
+	})
+	for _, k := range keys {
+		tenants, reasons, numbers = append(tenants, k[0]), append(reasons, k[1]), append(numbers, counts[k])
+	}
+	_, err := tx.Exec(ctx, countQuarantine, tenants, reasons, numbers)
+	return err
+}
+
+// storablePayload is the payload as jsonb where it can be held; the raw bytes are
+// kept beside it in any case.
+func storablePayload(m *pipeline.Message) *string {
+	if m.Payload.IsNull() {
+		return nil
+	}
+	b, ok := m.Payload.AppendStorable(nil)
+	if !ok {
+		return nil
+	}
+	s := string(b)
+	return &s
+}
+
+func storableText(s string) bool {
+	return utf8.ValidString(s) && strings.IndexByte(s, 0) < 0
+}
+
+// clean makes a text that a text column can hold, of at most limit bytes; nil for
+// an empty one.
+func clean(s string, limit int) *string {
+	if s == "" {
+		return nil
+	}
+	if len(s) > limit {
+		s = s[:limit]
+	}
+	if !storableText(s) {
+		s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	}
+	return &s
+}
