@@ -30,3 +30,6 @@ type Source interface {
 	// from any goroutine.
 	Health() error
 }
+
+// deliverFunc is where a source puts its copies.
+type deliverFunc = func(pipeline.Delivery)

@@ -1,0 +1,64 @@
+package legacy_mqtt
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/eclipse/paho.golang/autopaho"
+)
+
+// codeTakenOver is the reason with which a broker ends a connection because
+// another client has connected with the same client ID.
+const codeTakenOver = 0x8E
+
+// reason puts an MQTT 5 reason code (section 2.4) into an operator's words.
+func reason(code byte) string {
+	text, ok := map[byte]string{
+		0x80: "unspecified error",
+		0x81: "malformed packet",
+		0x82: "protocol error",
+		0x84: "the broker does not speak MQTT 5",
+		0x85: "client ID not valid; change ClientID",
+		0x86: "bad user name or password; check Username, Password",
+		0x87: "not authorized; check Username, Password and the broker's access rules",
+		0x88: "server unavailable",
+		0x89: "server busy",
+		0x8A: "client is banned",
+		0x8B: "server is shutting down",
+		0x8D: "keep-alive timed out",
+		0x8E: "another client uses the same client ID; give each instance a ClientID of its own",
+		0x8F: "topic filter not valid; check Filters",
+		0x93: "receive maximum exceeded",
+		0x97: "quota exceeded",
+		0x98: "ended by the broker's administrator",
+		0x9C: "use another server",
+		0x9D: "server has moved",
+		0x9E: "the broker does not support shared subscriptions; remove Group",
+		0x9F: "connection rate exceeded",
+		0xA2: "the broker does not support wildcard subscriptions",
+	}[code]
+	if !ok {
+		return fmt.Sprintf("reason code 0x%02X", code)
+	}
+	return fmt.Sprintf("%s (0x%02X)", text, code)
+}
+
+// connectError translates why an attempt to connect failed.
+func connectError(err error) error {
+	var refused *autopaho.ConnackError
+	if errors.As(err, &refused) {
+		return fmt.Errorf("the broker refused: %s", reason(refused.ReasonCode))
+	}
+	return err
+}
+
+// subscribeError names the filters that a SUBACK refused, if it refused any.
+func subscribeError(topics []string, codes []byte) error {
+	var errs []error
+	for i, code := range codes {
+		if code >= 0x80 && i < len(topics) {
+			errs = append(errs, fmt.Errorf("%s: %s", topics[i], reason(code)))
+		}
+	}
+	return errors.Join(errs...)
+}
