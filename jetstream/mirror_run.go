@@ -1,0 +1,208 @@
+package jetstream
+
+import (
+	"context"
+	"time"
+
+	"github.com/nats-io/nats.go"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// mirrorRun is the state of one Run; only its goroutine touches it.
+type mirrorRun struct {
+	m        *Mirror
+	incoming []*item // taken from the queue, not published yet
+	inFlight []*item // in the order of publishing, which confirmations mostly keep
+	retry    []*item // failed, each with a due time
+	warned   time.Time
+}
+
+// publishDue publishes what is due, as far as the bound and the connection let it.
+func (w *mirrorRun) publishDue() {
+	if !w.m.conn.connected() {
+		return
+	}
+	now := time.Now()
+	later := w.retry[:0]
+	for _, it := range w.retry {
+		if it.due.After(now) || len(w.inFlight) >= w.m.cfg.MaxInFlight {
+			later = append(later, it)
+			continue
+		}
+		w.publish(it, &later)
+	}
+	clear(w.retry[len(later):])
+	w.retry = later
+	for len(w.inFlight) < w.m.cfg.MaxInFlight && w.take() {
+		it := w.incoming[0]
+		w.incoming[0] = nil
+		w.incoming = w.incoming[1:]
+		w.publish(it, &w.retry)
+	}
+	w.m.inFlight.Store(int64(len(w.inFlight)))
+}
+
+// take moves the queue into the run once the run has nothing left, and reports
+// whether it has anything now.
+func (w *mirrorRun) take() bool {
+	if len(w.incoming) > 0 {
+		return true
+	}
+	w.m.mu.Lock()
+	queue := w.m.queue
+	w.m.queue = nil
+	w.m.mu.Unlock()
+	items := make([]item, len(queue))
+	w.incoming = make([]*item, len(queue))
+	for i, d := range queue {
+		items[i].delivery = d
+		w.incoming[i] = &items[i]
+	}
+	return len(queue) > 0
+}
+
+// publish sends one envelope; what fails at once is appended to retry.
+func (w *mirrorRun) publish(it *item, retry *[]*item) {
+	m := w.m
+	if it.msg == nil && !w.prepare(it) {
+		m.waiting.Add(-1)
+		return
+	}
+	future, err := m.js.PublishMsgAsync(it.msg)
+	if err != nil {
+		if refusedForSize(err) {
+			m.waiting.Add(-1)
+			w.tooLarge(it)
+			return
+		}
+		w.postpone(it, err)
+		*retry = append(*retry, it)
+		return
+	}
+	m.waiting.Add(-1)
+	it.future = future
+	w.inFlight = append(w.inFlight, it)
+}
+
+// prepare builds the envelope. It is false for messages that are not to be
+// published; those are acknowledged and counted.
+func (w *mirrorRun) prepare(it *item) bool {
+	m, d := w.m, it.delivery
+	o := parseTopic(d.Topic)
+	if o.downlink() {
+		m.done(d, &m.downlink)
+		return false
+	}
+	subject, ok := o.subject()
+	if !ok {
+		m.warnTenant(o.tenant, "cannot mirror messages of this tenant: its name cannot be part of a NATS subject; its messages go by MQTT only", "topic", abridged(d.Topic))
+		m.done(d, &m.unmirrorable)
+		return false
+	}
+	size := len(d.Body) + 2*len(d.Topic) + len(d.Username) + 128
+	envelope := appendEnvelope(make([]byte, 0, size), d.Topic, o, d.Username, d.Body, d.Receipt.Occurred().UnixMilli())
+	it.msg = &nats.Msg{Subject: subject, Data: envelope}
+	return true
+}
+
+// confirmed settles a message that the server has stored.
+func (w *mirrorRun) confirmed(it *item) { w.m.done(it.delivery, &w.m.published) }
+
+// failed has a message published again, unless that is hopeless.
+func (w *mirrorRun) failed(it *item, err error) {
+	if refusedForSize(err) {
+		w.tooLarge(it)
+		return
+	}
+	w.m.waiting.Add(1)
+	w.postpone(it, err)
+	w.retry = append(w.retry, it)
+}
+
+func (w *mirrorRun) tooLarge(it *item) {
+	m := w.m
+	m.warnTenant(parseTopic(it.delivery.Topic).tenant, "cannot mirror a message: its envelope is larger than the server or the stream permits; raise max_payload or max_msg_size",
+		"topic", abridged(it.delivery.Topic), "bytes", len(it.msg.Data), "max_payload", m.conn.nc.MaxPayload())
+	m.done(it.delivery, &m.tooLarge)
+}
+
+// postpone sets the time of the next attempt. One warning in ten seconds speaks
+// for all.
+func (w *mirrorRun) postpone(it *item, err error) {
+	w.m.retries.Add(1)
+	it.future = nil
+	it.attempt++
+	now := time.Now()
+	it.due = now.Add(backoffDelay(w.m.cfg.RetryBase, it.attempt))
+	if now.Sub(w.warned) > 10*time.Second {
+		w.warned = now
+		w.m.log.Warn("mirror could not publish to JetStream; retrying", "subject", it.msg.Subject, "attempt", it.attempt, "error", err)
+	}
+}
+
+// sweep settles what is complete: from the head on, or all of it, so that one
+// confirmation that does not come holds up no other.
+func (w *mirrorRun) sweep(all bool) {
+	kept := 0
+	for i, it := range w.inFlight {
+		select {
+		case <-it.future.Ok():
+			w.confirmed(it)
+			continue
+		case err := <-it.future.Err():
+			w.failed(it, err)
+			continue
+		default:
+		}
+		if !all {
+			w.inFlight = w.inFlight[i:]
+			return
+		}
+		w.inFlight[kept] = it
+		kept++
+	}
+	if !all {
+		kept = 0
+	}
+	clear(w.inFlight[kept:])
+	w.inFlight = w.inFlight[:kept]
+}
+
+// finish waits a moment for confirmations and gives back everything else.
+func (w *mirrorRun) finish(ctx context.Context) {
+	m := w.m
+	m.mu.Lock()
+	m.ended = true
+	left := m.queue
+	m.queue = nil
+	m.mu.Unlock()
+
+	ctx, cancel := context.WithTimeout(ctx, finishGrace)
+	defer cancel()
+	for len(w.inFlight) > 0 && ctx.Err() == nil {
+		head := w.inFlight[0]
+		select {
+		case <-head.future.Ok():
+			w.confirmed(head)
+			w.inFlight = w.inFlight[1:]
+		case err := <-head.future.Err():
+			w.failed(head, err)
+			w.inFlight = w.inFlight[1:]
+		case <-ctx.Done():
+			w.sweep(true)
+		}
+	}
+	give := func(d pipeline.Delivery) { m.release(d) }
+	for _, items := range [][]*item{w.inFlight, w.retry, w.incoming} {
+		for _, it := range items {
+			give(it.delivery)
+		}
+	}
+	for _, d := range left {
+		give(d)
+	}
+	w.inFlight, w.retry, w.incoming = nil, nil, nil
+	m.inFlight.Store(0)
+	m.waiting.Store(0)
+}

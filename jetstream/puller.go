@@ -1,0 +1,175 @@
+package jetstream
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// puller is the loop over one durable consumer. It lives through sessions: a
+// session ends with anything out of the ordinary, and the next one begins by
+// making sure that stream and consumer exist and are still the same.
+type puller struct {
+	conn *Conn
+	spec spec
+	cfg  SourceConfig
+	log  *slog.Logger
+	hand *hand
+
+	state   atomic.Pointer[error] // what Health says
+	ackWait atomic.Int64          // nanoseconds; the consumer's own
+	ended   atomic.Bool           // run has returned
+
+	// Receipts are sent only while the current generation is known to be good.
+	mu         sync.RWMutex
+	generation uint64    // counts replacements of stream or consumer
+	created    time.Time // of the consumer that generation belongs to
+	verified   bool      // generation was checked…
+	epoch      uint64    // …on this connection
+	deferred   []answer  // given while unverified
+	closed     bool
+
+	received, acked, released, ackErrors, extensions, fetchErrors atomic.Uint64
+}
+
+// answer is a settled receipt that could not be sent yet.
+type answer struct {
+	reply string
+	body  []byte
+}
+
+var errNotStarted = errors.New("not started")
+var errStopped = errors.New("stopped")
+
+func newPuller(conn *Conn, s spec, cfg SourceConfig, log *slog.Logger) *puller {
+	p := &puller{
+		conn: conn, spec: s, cfg: cfg, hand: newHand(), generation: 1,
+		log: log.With("stream", s.name, "consumer", s.consumer),
+	}
+	p.ackWait.Store(int64(ourAckWait))
+	p.setHealth(errNotStarted)
+	return p
+}
+
+func (p *puller) setHealth(err error) { p.state.Store(&err) }
+func (p *puller) health() error       { return *p.state.Load() }
+
+// run holds one session after the other until ctx ends.
+func (p *puller) run(ctx context.Context, deliver func(pipeline.Delivery)) error {
+	defer p.ended.Store(true)
+	attempt, began := 0, false
+	for p.conn.awaitConnected(ctx) {
+		s := newSession(p, deliver)
+		err := s.run(ctx)
+		if ctx.Err() != nil {
+			break
+		}
+		if !s.began && !began && errors.Is(err, ErrUnusable) {
+			p.setHealth(err)
+			return err
+		}
+		p.setHealth(err)
+		p.fetchErrors.Add(1)
+		began = began || s.began
+		if s.progressed.Load() {
+			attempt = 0
+		}
+		attempt++
+		delay := backoffDelay(reconnectBase, attempt)
+		p.log.Warn("pulling from JetStream was interrupted; trying again", "error", err, "delay", delay)
+		if p.conn.connected() && !sleep(ctx, delay) {
+			break
+		}
+	}
+	p.setHealth(errStopped)
+	return nil
+}
+
+// settle sends the answer to one message and takes it out of the hand.
+func (p *puller) settle(r *receipt, body []byte) error {
+	if !p.hand.remove(r) {
+		return ErrSettled
+	}
+	err := p.answer(r, body)
+	switch {
+	case err != nil:
+		p.ackErrors.Add(1)
+	case &body[0] == &answerAck[0]:
+		p.acked.Add(1)
+	default:
+		p.released.Add(1)
+	}
+	return err
+}
+
+func (p *puller) answer(r *receipt, body []byte) error {
+	p.mu.RLock()
+	good := p.verified && p.epoch == p.conn.epoch.Load()
+	stale := r.generation != p.generation
+	if good && !stale {
+		err := p.conn.nc.Publish(r.reply, body)
+		p.mu.RUnlock()
+		if err == nil {
+			return nil
+		}
+	} else {
+		p.mu.RUnlock()
+	}
+	if stale {
+		return ErrStale
+	}
+	return p.putOff(r, body)
+}
+
+// putOff keeps an answer until the connection is back and the stream is known
+// to be the same.
+func (p *puller) putOff(r *receipt, body []byte) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return ErrSettled
+	}
+	if r.generation != p.generation {
+		return ErrStale
+	}
+	// As many as the hand can hold: with more, the oldest have passed their
+	// deadlines anyway and come again.
+	if len(p.deferred) < p.cfg.Window {
+		p.deferred = append(p.deferred, answer{r.reply, body})
+	}
+	return ErrNotConnected
+}
+
+// close gives back what is in hand, where that can be told to the server, and
+// reports whether there is anything to flush.
+func (p *puller) close() (sent bool) {
+	left := p.hand.abandon()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	if p.verified && p.epoch == p.conn.epoch.Load() && p.conn.connected() {
+		for _, r := range left {
+			if r.generation == p.generation && p.conn.nc.Publish(r.reply, answerNak) == nil {
+				p.released.Add(1)
+			}
+		}
+		return true
+	}
+	// Answers that were put off are lost with the process; their receipts said so.
+	return false
+}
+
+func (p *puller) stats() ConsumerStats {
+	held, requested := p.hand.counts()
+	return ConsumerStats{
+		Stream: p.spec.name, Consumer: p.spec.consumer,
+		Received: p.received.Load(), Acked: p.acked.Load(), Released: p.released.Load(),
+		AckErrors: p.ackErrors.Load(), Extensions: p.extensions.Load(), FetchErrors: p.fetchErrors.Load(),
+		InHand: held, Requested: requested,
+	}
+}
