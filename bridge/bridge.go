@@ -1,0 +1,257 @@
+package bridge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+
+	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/flags"
+	"github.com/crossfade-io/crossfade/jetstream"
+	"github.com/crossfade-io/crossfade/legacy_mqtt"
+	"github.com/crossfade-io/crossfade/pipeline/process"
+	"github.com/crossfade-io/crossfade/pipeline/store"
+)
+
+// Config is all that an instance is told. DefaultConfig gives sensible values for
+// everything but where the servers are.
+type Config struct {
+	// Instance names this process among its peers; stable over restarts.
+	Instance string
+	Version  string
+
+	Store      store.Config
+	Partitions store.PartitionOptions
+	Pipeline   process.Options // Committed, Logger and Registry are set by New
+
+	// MQTT and Mirror are sessions at the broker; nil leaves the part out. The
+	// mirror needs NATS.
+	MQTT, Mirror *legacy_mqtt.Config
+	// NATS is the connection for the JetStream source, the mirror or both.
+	NATS *jetstream.Config
+	// JetStream is the source's; nil leaves it out.
+	JetStream *jetstream.SourceConfig
+
+	// StandbyWait is how long a copy stands by; StandbyBuffer how many do, per
+	// path, and how many MQTT copies may arrive behind a held one.
+	StandbyWait   time.Duration
+	StandbyBuffer int
+
+	// DefaultStage is that of a tenant nothing is known of.
+	DefaultStage stage.Stage
+	// FlagBeat is how often stages and flags are read though nothing was announced.
+	FlagBeat time.Duration
+	// ShutdownTimeout bounds the whole of a graceful stop.
+	ShutdownTimeout time.Duration
+	// Listen is the address of health and metrics; empty for none.
+	Listen string
+
+	Logger *slog.Logger
+}
+
+// DefaultConfig returns the defaults for a database URL.
+func DefaultConfig(databaseURL string) Config {
+	return Config{
+		Store:           store.DefaultConfig(databaseURL),
+		Partitions:      store.DefaultPartitionOptions(),
+		Pipeline:        process.DefaultOptions(),
+		StandbyWait:     5 * time.Second,
+		StandbyBuffer:   4000,
+		DefaultStage:    stage.MQTT,
+		FlagBeat:        10 * time.Second,
+		ShutdownTimeout: 30 * time.Second,
+		Listen:          "127.0.0.1:0",
+	}
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	need := func(ok bool, problem string) {
+		if !ok {
+			errs = append(errs, errors.New(problem))
+		}
+	}
+	need(c.Instance != "", "Instance is empty: give each process a name that it keeps")
+	need(c.MQTT != nil || c.JetStream != nil || c.Mirror != nil, "no source is set: enable MQTT, NATS JetStream or both")
+	need(c.JetStream == nil || c.NATS != nil, "the JetStream source needs NATS")
+	need(c.Mirror == nil || c.NATS != nil, "the mirror needs NATS")
+	need(c.StandbyWait > 0, "StandbyWait must be more than zero")
+	need(c.StandbyBuffer > 0, "StandbyBuffer must be 1 or more")
+	need(c.FlagBeat > 0, "FlagBeat must be more than zero")
+	need(c.ShutdownTimeout > 0, "ShutdownTimeout must be more than zero")
+	need(c.Logger != nil, "Logger must be set")
+	if _, err := stage.Parse(string(c.DefaultStage)); err != nil {
+		errs = append(errs, fmt.Errorf("DefaultStage: %w", err))
+	}
+	return errors.Join(errs...)
+}
+
+// Bridge is one instance. Make it with New, call Run once.
+type Bridge struct {
+	config     Config
+	log        *slog.Logger
+	registry   *prometheus.Registry
+	store      *store.Store
+	partitions *store.Partitions
+	flags      *flags.Client
+	tenants    *tenants
+	gate       *gate
+	standby    *standby
+	processor  *process.Processor
+	nats       *jetstream.Conn
+	sources    []*running // what Run starts, in order
+	mirror     *jetstream.Mirror
+	http       *server
+	health     *health
+}
+
+// running is a source with what it delivers to.
+type running struct {
+	name string
+	Source
+	mirrors bool // delivers to the mirror instead of the gate
+}
+
+// New wires an instance together. It opens no connection but may read files
+// (certificates, credentials). The caller calls Run afterwards, which also cleans
+// up.
+func New(ctx context.Context, c Config) (*Bridge, error) {
+	if err := c.validate(); err != nil {
+		return nil, fmt.Errorf("bridge configuration: %w", err)
+	}
+	b := &Bridge{config: c, log: c.Logger, registry: prometheus.NewRegistry()}
+	b.registry.MustRegister(collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	var err error
+	if b.store, err = store.Open(ctx, c.Store); err != nil {
+		return nil, err
+	}
+	if err := b.wire(ctx); err != nil {
+		b.store.Close()
+		return nil, err
+	}
+	return b, nil
+}
+
+func (b *Bridge) wire(ctx context.Context) error {
+	c := &b.config
+	c.Partitions.Logger = b.log
+	var err error
+	if b.partitions, err = store.NewPartitions(b.store.Pool(), c.Partitions); err != nil {
+		return err
+	}
+	b.gate = &gate{stageOf: func(t string) stage.Stage { return b.tenants.stageOf(t) }}
+	b.standby = newStandby(c.StandbyWait, c.StandbyBuffer, c.Pipeline.IDMember, b.registry, b.log)
+	options := c.Pipeline
+	options.Committed, options.Logger, options.Registry = b.standby.durable, b.log, b.registry
+	if b.processor, err = process.New(b.store, options); err != nil {
+		return err
+	}
+	b.standby.recent, b.standby.known = b.processor.Recent, b.store.Known
+	b.standby.process, b.standby.decide = b.processor.Submit, b.gate.decide
+	b.gate.process, b.gate.hold = b.processor.Submit, b.standby.hold
+	b.health = newHealth()
+	if err := b.wireSources(); err != nil {
+		return err
+	}
+	if err := b.wireFlags(ctx); err != nil {
+		return errors.Join(err, b.closeNATS(ctx))
+	}
+	b.wireHealth()
+	return nil
+}
+
+// wireFlags comes last: it is the only part that starts goroutines, which Run ends.
+func (b *Bridge) wireFlags(ctx context.Context) error {
+	c := &b.config
+	conn, err := pgx.ParseConfig(c.Store.URL)
+	if err != nil {
+		return fmt.Errorf("the database URL cannot be read: %w", err)
+	}
+	po := flags.DefaultStoreProviderOptions()
+	po.Conn, po.Beat, po.Logger = conn, c.FlagBeat, b.log
+	po.MaxStale = max(po.MaxStale, 3*c.FlagBeat)
+	po.Debounce = min(po.Debounce, c.FlagBeat)
+	provider, err := flags.NewStoreProvider(po)
+	if err != nil {
+		return err
+	}
+	fo := flags.DefaultOptions()
+	fo.Provider, fo.Logger = provider, b.log
+	if b.flags, err = flags.New(ctx, fo); err != nil {
+		return err
+	}
+	b.tenants = newTenants(b.store.Pool(), wishes{b.flags}, c.Instance, c.DefaultStage, c.FlagBeat, b.standby.restage, b.registry, b.log)
+	return nil
+}
+
+// wishes makes a flags.Client speak of stages.
+type wishes struct{ *flags.Client }
+
+func (w wishes) Wish(ctx context.Context, tenant string) (stage.Stage, error) {
+	v, err := w.Desired(ctx, tenant)
+	return stage.Stage(v), err
+}
+
+func (b *Bridge) wireSources() error {
+	c := &b.config
+	if c.NATS != nil {
+		var err error
+		if b.nats, err = jetstream.Connect(*c.NATS, b.log.With("part", "nats")); err != nil {
+			return err
+		}
+	}
+	if err := b.makeSources(); err != nil {
+		return errors.Join(err, b.closeNATS(context.Background()))
+	}
+	return nil
+}
+
+func (b *Bridge) makeSources() error {
+	c := &b.config
+	if c.MQTT != nil {
+		mqtt := *c.MQTT
+		mqtt.Logger = b.log.With("part", "mqtt")
+		s, err := legacy_mqtt.New(mqtt)
+		if err != nil {
+			return err
+		}
+		b.sources = append(b.sources, &running{name: "mqtt", Source: s})
+		b.registry.MustRegister(mqttCollector{s, "mqtt"})
+	}
+	if c.JetStream != nil {
+		s, err := jetstream.NewSource(b.nats, *c.JetStream, b.log.With("part", "jetstream"))
+		if err != nil {
+			return err
+		}
+		b.sources = append(b.sources, &running{name: "jetstream", Source: s})
+		b.registry.MustRegister(jetstreamCollector{s})
+	}
+	if c.Mirror != nil {
+		mqtt := *c.Mirror
+		mqtt.Logger = b.log.With("part", "mirror")
+		s, err := legacy_mqtt.New(mqtt)
+		if err != nil {
+			return fmt.Errorf("mirror: %w", err)
+		}
+		if b.mirror, err = jetstream.NewMirror(b.nats, jetstream.DefaultMirrorConfig(), b.log.With("part", "mirror")); err != nil {
+			return err
+		}
+		b.sources = append(b.sources, &running{name: "mirror", Source: s, mirrors: true})
+		b.registry.MustRegister(mqttCollector{s, "mirror"}, mirrorCollector{b.mirror})
+	}
+	return nil
+}
+
+func (b *Bridge) closeNATS(ctx context.Context) error {
+	if b.nats == nil {
+		return nil
+	}
+	return b.nats.Close(ctx)
+}

@@ -1,0 +1,165 @@
+package bridge_test
+
+import (
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+
+	"github.com/crossfade-io/crossfade/flags"
+	"github.com/crossfade-io/crossfade/internal/devstack"
+	"github.com/crossfade-io/crossfade/internal/fleet"
+	"github.com/crossfade-io/crossfade/migrations"
+)
+
+// metric adds up all the samples of one metric in a Prometheus text.
+func metric(t testing.TB, text, name string) float64 {
+	t.Helper()
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(strings.NewReader(text))
+	if err != nil {
+		t.Fatalf("metrics: %v", err)
+	}
+	sum := 0.0
+	for _, m := range families[name].GetMetric() {
+		sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+	}
+	return sum
+}
+
+// playing runs a fleet beside the test; the function waits and returns its record.
+func (s *stack) playing(c fleet.Config) func() *fleet.Record {
+	var record *fleet.Record
+	var wg sync.WaitGroup
+	wg.Go(func() { record = s.play(c) })
+	return func() *fleet.Record { wg.Wait(); return record }
+}
+
+func loaded() fleet.Config {
+	c := fleet.DefaultConfig()
+	c.Rate, c.PerDevice = 2000, 150
+	return c
+}
+
+// TestPostgresStoppedAndStarted takes the database away in mid-flow: readiness
+// names it, nothing is lost, nothing doubled (P1, P2).
+func TestPostgresStoppedAndStarted(t *testing.T) {
+	pg := devstack.TestPostgres(t)
+	url, err := pg.CreateDatabase(t.Context(), "crossfade")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := newStackOn(t, url)
+	i := s.start(s.config("a"))
+	record := s.playing(loaded())
+	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	if err := pg.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "readiness names PostgreSQL", func() bool {
+		r := i.Ready()
+		return !r.Ready && !r.Checks["postgresql"].OK && strings.Contains(r.Checks["postgresql"].Error, "PostgreSQL")
+	})
+	if err := pg.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the instance is ready again", func() bool { return i.Ready().Ready })
+	s.reconcile(record())
+	if err := i.shutdown(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestBrokersRestart restarts both brokers in mid-flow, one after the other.
+func TestBrokersRestart(t *testing.T) {
+	s := newStack(t)
+	i := s.start(s.config("a"))
+	record := s.playing(loaded())
+	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	s.flip(flags.JetStream, "acme")
+	if err := s.nats.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "readiness names JetStream", func() bool { return !i.Ready().Checks["jetstream"].OK })
+	if err := s.nats.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "JetStream is back", func() bool { return i.Ready().Checks["jetstream"].OK })
+	if err := s.broker.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "readiness names MQTT", func() bool { return !i.Ready().Checks["mqtt"].OK })
+	if err := s.broker.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the instance is ready again", func() bool { return i.Ready().Ready })
+	s.reconcile(record())
+	if err := i.shutdown(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestFlipsUnderLoad flips every tenant there and back while messages flow, on two
+// instances that share the subscription (P4).
+func TestFlipsUnderLoad(t *testing.T) {
+	s := newStack(t)
+	a, b := s.config("a"), s.config("b")
+	a.MQTT.Group, b.MQTT.Group = "ingest", "ingest"
+	a.Mirror.Group, b.Mirror.Group = "mirror", "mirror"
+	first, second := s.start(a), s.start(b)
+	c := loaded()
+	c.PerDevice = 300
+	record := s.playing(c)
+	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	for range 3 {
+		for _, tenant := range fleet.TenantNames(c) {
+			s.flip(flags.JetStream, tenant)
+		}
+		s.flip(flags.MQTT, fleet.TenantNames(c)...)
+	}
+	s.flip(flags.JetStream, "acme")
+	s.reconcile(record())
+	for _, i := range []*instance{first, second} {
+		if err := i.shutdown(); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := s.count(`SELECT count(*) FROM crossfade_stage_history WHERE tenant_id = 'acme'`); n < 7 {
+		t.Errorf("the history of acme has %d rows, want at least 7", n)
+	}
+}
+
+// TestWithoutJetStream runs on MQTT alone when NATS has never been there.
+func TestWithoutJetStream(t *testing.T) {
+	s := newStack(t)
+	if err := s.nats.Stop(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	c := s.config("a")
+	c.Mirror = nil
+	b := s.launch(c)
+	await(t, "MQTT is up and JetStream is named", func() bool {
+		r := b.Ready()
+		return r.Checks["mqtt"].OK && !r.Checks["jetstream"].OK && !r.Ready
+	})
+	s.reconcile(s.play(some()))
+}
+
+// TestDatabaseThatIsNotSetUp is refused at the start, with the remedy.
+func TestDatabaseThatIsNotSetUp(t *testing.T) {
+	s := newStack(t)
+	c := s.config("a")
+	c.Store.URL = devstack.TestDatabase(t)
+	i := s.launch(c)
+	err := <-i.done
+	i.done <- err
+	if err == nil || !strings.Contains(err.Error(), "crossfade migrate") {
+		t.Errorf("Run = %v, want an error that says to run crossfade migrate", err)
+	}
+	if _, err := migrations.Apply(t.Context(), c.Store.URL, nil); err != nil {
+		t.Fatal(err)
+	}
+	s.start(c)
+}

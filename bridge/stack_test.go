@@ -1,0 +1,157 @@
+package bridge_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/internal/devstack"
+	"github.com/crossfade-io/crossfade/internal/fleet"
+	"github.com/crossfade-io/crossfade/jetstream"
+	"github.com/crossfade-io/crossfade/legacy_mqtt"
+	"github.com/crossfade-io/crossfade/migrations"
+)
+
+// stack is a whole installation: broker, NATS server, database, all private.
+type stack struct {
+	t        testing.TB
+	broker   *devstack.Mosquitto
+	nats     *devstack.NATS
+	database string
+	pool     *pgxpool.Pool
+}
+
+func newStack(t testing.TB) *stack {
+	return newStackOn(t, devstack.TestDatabase(t))
+}
+
+func newStackOn(t testing.TB, database string) *stack {
+	t.Helper()
+	s := &stack{t: t, broker: devstack.TestMosquitto(t), nats: devstack.TestNATS(t), database: database}
+	if _, err := migrations.Apply(t.Context(), database, nil); err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(pool.Close)
+	s.pool = pool
+	return s
+}
+
+// config is that of an instance of this installation, with the mirror.
+func (s *stack) config(instance string) bridge.Config {
+	c := bridge.DefaultConfig(s.database)
+	c.Instance = instance
+	c.FlagBeat = time.Second
+	c.StandbyWait = 2 * time.Second
+	m := legacy_mqtt.DefaultConfig()
+	m.URL, m.ClientID, m.Username, m.Password = s.broker.URL(), "crossfade-"+instance, s.broker.User(), s.broker.Password()
+	mirror := m
+	mirror.ClientID = "crossfade-mirror-" + instance
+	c.MQTT, c.Mirror = &m, &mirror
+	n := jetstream.DefaultConfig()
+	n.URLs = []string{s.nats.URL()}
+	c.NATS = &n
+	js := jetstream.DefaultSourceConfig()
+	c.JetStream = &js
+	level := slog.LevelError
+	if os.Getenv("CROSSFADE_TEST_LOG") != "" {
+		level = slog.LevelDebug
+	}
+	c.Logger = slog.New(slog.NewTextHandler(s.t.Output(), &slog.HandlerOptions{Level: level}))
+	return c
+}
+
+// instance is a running bridge in this process.
+type instance struct {
+	*bridge.Bridge
+	t    testing.TB
+	stop context.CancelFunc
+	done chan error
+}
+
+func (s *stack) start(c bridge.Config) *instance {
+	s.t.Helper()
+	i := s.launch(c)
+	await(s.t, "the instance is ready", func() bool {
+		select {
+		case err := <-i.done:
+			i.done <- err
+			s.t.Fatalf("the instance has ended: %v", err)
+		default:
+		}
+		return i.Ready().Ready
+	})
+	return i
+}
+
+// launch starts an instance and does not wait for it.
+func (s *stack) launch(c bridge.Config) *instance {
+	s.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	b, err := bridge.New(ctx, c)
+	if err != nil {
+		cancel()
+		s.t.Fatal(err)
+	}
+	i := &instance{Bridge: b, t: s.t, stop: cancel, done: make(chan error, 1)}
+	go func() { i.done <- b.Run(ctx) }()
+	s.t.Cleanup(func() { i.shutdown() })
+	return i
+}
+
+// shutdown stops gracefully and returns what Run returned; twice is fine.
+func (i *instance) shutdown() error {
+	i.stop()
+	err := <-i.done
+	i.done <- err
+	return err
+}
+
+// play runs a fleet to its end and returns its record.
+func (s *stack) play(c fleet.Config) *fleet.Record {
+	s.t.Helper()
+	c.BrokerURL, c.User, c.Password = s.broker.URL(), s.broker.User(), s.broker.Password()
+	f, err := fleet.New(c)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if err := fleet.Register(s.t.Context(), s.pool, f.Devices()); err != nil {
+		s.t.Fatal(err)
+	}
+	if err := f.Run(s.t.Context()); err != nil {
+		s.t.Fatal(err)
+	}
+	return f.Record()
+}
+
+// reconcile fails the test unless the database holds exactly what was sent.
+func (s *stack) reconcile(r *fleet.Record) fleet.Report {
+	s.t.Helper()
+	report, err := fleet.AwaitReconciled(s.t.Context(), s.pool, r, 30*time.Second)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	if !report.OK() {
+		s.t.Fatalf("not reconciled:\n%s", report)
+	}
+	return report
+}
+
+// await waits for a condition, for as long as a loaded machine may need.
+func await(t testing.TB, what string, condition func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !condition(); {
+		if time.Now().After(deadline) {
+			t.Fatalf("gave up waiting until %s", what)
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+}
