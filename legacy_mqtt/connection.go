@@ -201,7 +201,10 @@ func (s *Source) subscribeOnce(manager *autopaho.ConnectionManager) error {
 	for _, topic := range topics {
 		request.Subscriptions = append(request.Subscriptions, paho.SubscribeOptions{
 			Topic: topic, QoS: 1,
-			RetainHandling: 1, // not again at every reconnect
+			// Never what the broker retains: it was delivered when it was published,
+			// to the session or to the predecessor, perhaps longer ago than the
+			// ledger remembers.
+			RetainHandling: 2,
 		})
 	}
 	granted, err := manager.Subscribe(s.life, request)
