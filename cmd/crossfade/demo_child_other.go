@@ -1,0 +1,7 @@
+//go:build !linux
+
+package main
+
+import "os"
+
+func demoExecutable() (string, error) { return os.Executable() }

@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/flags"
+)
+
+const (
+	// demoStoryLength is the most that the story takes of a long run; the rest of
+	// it is load alone.
+	demoStoryLength = time.Minute
+	// demoWaves is the most flips to jetstream: many tenants go several at a time.
+	demoWaves = 6
+	// demoFlipPatience is how long a tenant may take to get there.
+	demoFlipPatience = 20 * time.Second
+	// demoKillEvery is how often a long chaotic run is killed after the story.
+	demoKillEvery = 30 * time.Second
+)
+
+// demoFlip is one change of authority, for the report.
+type demoFlip struct {
+	Tenants []string `json:"tenants"`
+	To      string   `json:"to"`
+	// Milliseconds from the wish to the stage, a restart included where there was one.
+	Milliseconds int64 `json:"milliseconds"`
+	// Killed: `crossfade run` was killed between the two.
+	Killed bool `json:"killed"`
+}
+
+// demoStory is what happens while the devices publish.
+type demoStory struct {
+	stack  *demoStack
+	screen *demoScreen
+	meter  *demoMeter
+	flips  []demoFlip
+	kills  int
+	killed time.Time // the last time
+}
+
+// demoAct is a part of the story, due at a time after its beginning.
+type demoAct struct {
+	at time.Duration
+	do func(context.Context) error
+}
+
+// acts is the story of a run of that duration.
+func (s *demoStory) acts(tenants []string, duration time.Duration, chaos bool) []demoAct {
+	length := min(duration, demoStoryLength)
+	part := func(share float64) time.Duration { return time.Duration(share * float64(length)) }
+	waves := slices.Collect(slices.Chunk(tenants, (len(tenants)+demoWaves-1)/demoWaves))
+	var acts []demoAct
+	if chaos {
+		acts = append(acts, demoAct{part(0.07), s.kill})
+	}
+	for i, wave := range waves {
+		last := i == len(waves)-1
+		// Killing right after the second wish, or the only one.
+		kill := chaos && i == min(1, len(waves)-1)
+		acts = append(acts, demoAct{part(0.15 + 0.45*float64(i)/float64(len(waves))), func(ctx context.Context) error {
+			return s.forward(ctx, wave, last, kill)
+		}})
+	}
+	acts = append(acts, demoAct{part(0.70), func(ctx context.Context) error { return s.back(ctx, waves[0][:1], chaos) }})
+	if chaos {
+		for at := length; at < duration; at += demoKillEvery {
+			acts = append(acts, demoAct{at, s.kill})
+		}
+	}
+	return acts
+}
+
+// play performs the acts in order, each when it is due or as soon as the one before
+// is over. It ends early, without an error, when curtain does; ctx bounds what is
+// going on then.
+func (s *demoStory) play(ctx, curtain context.Context, acts []demoAct) error {
+	began := time.Now()
+	for i, act := range acts {
+		due := time.NewTimer(act.at - time.Since(began))
+		select {
+		case <-due.C:
+		case <-curtain.Done():
+			due.Stop()
+			if left := len(acts) - i; ctx.Err() == nil {
+				s.screen.tell("Time is up; %d parts of the story were not reached. A longer --duration has room for them.", left)
+			}
+			return nil
+		}
+		if err := act.do(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (s *demoStory) forward(ctx context.Context, tenants []string, last, kill bool) error {
+	s.screen.tell("%s", s.screen.bold("Flip "+demoNames(tenants)+" to jetstream"))
+	took, err := s.flip(ctx, tenants, flags.JetStream, "the demo's next wave", kill)
+	if err != nil {
+		return err
+	}
+	s.screen.tell("%s: JetStream's copies are written now, MQTT's stand by.", took)
+	if last {
+		s.screen.tell("All tenants are on JetStream.")
+	}
+	return nil
+}
+
+func (s *demoStory) back(ctx context.Context, tenants []string, kill bool) error {
+	s.screen.tell("%s", s.screen.bold("Roll "+demoNames(tenants)+" back to mqtt")+", as if something were wrong with it")
+	took, err := s.flip(ctx, tenants, flags.MQTT, "the demo's rollback", kill)
+	if err != nil {
+		return err
+	}
+	s.screen.tell("%s: MQTT has its authority back. The others stay where they are.", took)
+	return nil
+}
+
+// flip wishes a stage and waits until the tenants are there. With kill, the
+// instance dies right after the wish was committed.
+func (s *demoStory) flip(ctx context.Context, tenants []string, to flags.Variant, why string, kill bool) (string, error) {
+	began := time.Now()
+	if _, err := flags.OpenStore(s.stack.pool).SetTargets(ctx, tenants, to, "crossfade demo", why); err != nil {
+		return "", err
+	}
+	if kill {
+		if err := s.kill(ctx); err != nil {
+			return "", err
+		}
+	}
+	goal := stage.Toward(stage.Stage(to))
+	if err := s.await(ctx, tenants, goal); err != nil {
+		return "", err
+	}
+	took := time.Since(began)
+	s.flips = append(s.flips, demoFlip{Tenants: tenants, To: to.String(), Milliseconds: took.Milliseconds(), Killed: kill})
+	return fmt.Sprintf("Stage %s after %d ms", goal, took.Milliseconds()), nil
+}
+
+func (s *demoStory) await(ctx context.Context, tenants []string, goal stage.Stage) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, demoFlipPatience, fmt.Errorf("%s did not reach the stage %s within %v", demoNames(tenants), goal, demoFlipPatience))
+	defer cancel()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		facts, err := bridge.Facts(ctx, s.stack.pool)
+		if err != nil && ctx.Err() == nil {
+			return err
+		}
+		left := len(tenants)
+		for _, f := range facts {
+			if f.Stage == goal && slices.Contains(tenants, f.Tenant) {
+				left--
+			}
+		}
+		if left == 0 {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-tick.C:
+		}
+	}
+}
+
+// kill kills `crossfade run` and starts it again.
+func (s *demoStory) kill(ctx context.Context) error {
+	child := s.stack.child
+	pid := child.pid()
+	// For the sums; a reading that fails now only makes them smaller.
+	_, _ = s.meter.read(ctx)
+	if err := child.kill(); err != nil {
+		return err
+	}
+	s.kills++
+	s.killed = time.Now()
+	s.screen.tell("%s crossfade run (process %d), with messages in hand", s.screen.bad("kill -9"), pid)
+	// Whatever the user wishes meanwhile: without it there is no verdict.
+	if err := child.start(context.WithoutCancel(ctx)); err != nil {
+		return err
+	}
+	s.screen.tell("Started again (process %d), ready after %s. Both brokers deliver again what\nit had not acknowledged; the ledger knows what was stored before.", child.pid(), demoTook(s.killed))
+	return nil
+}
+
+// demoDrainPatience bounds the wait for the last copies. Copies that stand by need
+// their time, 5 s, before they are rescued.
+const demoDrainPatience = 30 * time.Second
+
+// drain waits until every copy that the brokers have handed out is settled and no
+// more arrive. Not getting there is no error: the verdict will tell.
+func (s *demoStory) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, demoDrainPatience)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	var before demoSample
+	for quiet := 0; quiet < 3; {
+		now, err := s.meter.read(ctx)
+		switch {
+		case errors.Is(ctx.Err(), context.DeadlineExceeded):
+			s.screen.tell("After %v some copies are still not settled; judging all the same.", demoDrainPatience)
+			return nil
+		case err != nil:
+			return fmt.Errorf("wait until all is settled: %w", err)
+		case now.busy == 0 && now.received == before.received:
+			quiet++
+		default:
+			quiet = 0
+		}
+		before = now
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+func demoNames(tenants []string) string {
+	if len(tenants) > 4 {
+		return fmt.Sprintf("%s and %d more", strings.Join(tenants[:3], ", "), len(tenants)-3)
+	}
+	return strings.Join(tenants, ", ")
+}
