@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -17,20 +18,28 @@ import (
 // CredentialsFile, NKeySeedFile, Token, or User with Password.
 type Config struct {
 	// URLs of the servers, such as nats://host:4222 or tls://host:4222; with
-	// several, any that answers will do. A user name and password may stand in
-	// the URL; logs and errors show neither.
+	// several, any that answers will do. A user name and password, or a token
+	// alone, may stand in the URL instead of the fields below; logs and errors
+	// show neither.
 	URLs []string
 	// Name is what the server shows for this connection (nats server report
 	// connections).
 	Name string
 
-	CredentialsFile string // a .creds file with JWT and seed
-	NKeySeedFile    string // a file that holds an NKey seed
-	Token           string
-	User            string
-	Password        string
+	// CredentialsFile is a .creds file with a user's JWT and seed. It is read
+	// again at every connection, so new credentials count from the next one on;
+	// the server ends a connection when its JWT expires.
+	CredentialsFile string
+	// NKeySeedFile holds an NKey seed. The user that it stands for is fixed at
+	// the start: a seed of another user needs a restart.
+	NKeySeedFile string
+	Token        string
+	User         string
+	Password     string
 
-	// TLS. Any of these makes TLS mandatory, whatever the URL's scheme.
+	// TLS. Any of these makes TLS mandatory, whatever the URL's scheme. The
+	// files are read again at every connection, so renewed certificates need no
+	// restart.
 	TLSCAFile     string // PEM; empty: the system's authorities
 	TLSCertFile   string // PEM client certificate; needs TLSKeyFile
 	TLSKeyFile    string
@@ -56,16 +65,8 @@ func (c Config) Validate() error {
 			bad("URLs[%d]: %w", i, err)
 		}
 	}
-	var logins []string
-	for _, l := range []struct{ name, value string }{
-		{"CredentialsFile", c.CredentialsFile}, {"NKeySeedFile", c.NKeySeedFile},
-		{"Token", c.Token}, {"User", c.User},
-	} {
-		if l.value != "" {
-			logins = append(logins, l.name)
-		}
-	}
-	if len(logins) > 1 {
+	// A user in the URL silently wins over the fields, so it counts as one.
+	if logins := c.logins(); len(logins) > 1 {
 		bad("%s: these are different ways to log in; keep one", strings.Join(logins, ", "))
 	}
 	if c.Password != "" && c.User == "" {
@@ -78,6 +79,26 @@ func (c Config) Validate() error {
 		return fmt.Errorf("NATS configuration: %w", errors.Join(errs...))
 	}
 	return nil
+}
+
+const loginUser = "User"
+
+// logins names the ways to log in that are configured.
+func (c Config) logins() []string {
+	var logins []string
+	for _, l := range []struct {
+		name string
+		set  bool
+	}{
+		{"CredentialsFile", c.CredentialsFile != ""}, {"NKeySeedFile", c.NKeySeedFile != ""},
+		{"Token", c.Token != ""}, {loginUser, c.User != ""},
+		{"the user in URLs", slices.ContainsFunc(c.URLs, func(u string) bool { return strings.Contains(u, "@") })},
+	} {
+		if l.set {
+			logins = append(logins, l.name)
+		}
+	}
+	return logins
 }
 
 // validateURL keeps url.Parse's error to itself, because that error quotes the
@@ -102,6 +123,9 @@ func validateURL(raw string) error {
 	if u.Hostname() == "" {
 		return fmt.Errorf("%s has no host; write it like nats://host:4222", RedactURL(s))
 	}
+	if strings.Contains(u.Host, ",") {
+		return fmt.Errorf("%s names several servers; give each an entry of its own", RedactURL(s))
+	}
 	return nil
 }
 
@@ -109,7 +133,8 @@ func validateURL(raw string) error {
 // can be parsed.
 func RedactURL(raw string) string {
 	scheme, rest, found := strings.Cut(raw, "://")
-	if !found {
+	if !found || strings.ContainsAny(scheme, ":@/") { // else "://" is part of a password
+		found = false
 		scheme, rest = "", raw
 	}
 	// The last @ ends the user's part even where the password holds an
@@ -149,19 +174,25 @@ func (c Config) options() ([]nats.Option, error) {
 		// A password that is being rotated refuses us for a while; without
 		// this nats.go gives up for good after the second refusal.
 		nats.IgnoreAuthErrorAbort(),
-		nats.CustomReconnectDelay(func(attempts int) time.Duration {
-			return backoffDelay(reconnectBase, attempts)
-		}),
 		// Nothing may be sent blindly after a reconnection (package comment),
 		// so nothing is buffered during the gap.
 		nats.ReconnectBufSize(-1),
+		// Not as one string with commas: a password may hold one, and the
+		// pieces would end up in nats.go's error.
+		func(o *nats.Options) error {
+			for _, u := range c.URLs {
+				o.Servers = append(o.Servers, strings.TrimSpace(u))
+			}
+			return nil
+		},
 	}
 	switch {
 	case c.CredentialsFile != "":
-		if err := readable(c.CredentialsFile); err != nil {
-			return nil, fmt.Errorf("CredentialsFile: %w", err)
+		opt := nats.UserCredentials(c.CredentialsFile)
+		if err := checkCredentials(opt); err != nil {
+			return nil, fmt.Errorf("CredentialsFile: %s holds no usable credentials (%w); make them with: nsc generate creds", c.CredentialsFile, err)
 		}
-		opts = append(opts, nats.UserCredentials(c.CredentialsFile))
+		opts = append(opts, opt)
 	case c.NKeySeedFile != "":
 		opt, err := nats.NkeyOptionFromSeed(c.NKeySeedFile)
 		if err != nil {
@@ -174,41 +205,71 @@ func (c Config) options() ([]nats.Option, error) {
 		opts = append(opts, nats.UserInfo(c.User, c.Password))
 	}
 	if c.TLSCAFile != "" || c.TLSCertFile != "" || c.TLSServerName != "" {
-		conf, err := c.tlsConfig()
-		if err != nil {
+		// Read once now, so that a wrong file is told at the start.
+		if _, err := c.authorities(); err != nil {
 			return nil, err
 		}
-		opts = append(opts, nats.Secure(conf))
+		if _, err := c.certificate(); err != nil {
+			return nil, err
+		}
+		opts = append(opts, c.tlsOption)
 	}
 	return opts, nil
 }
 
-func (c Config) tlsConfig() (*tls.Config, error) {
-	conf := &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName}
+// tlsOption has nats.go ask for the files at every connection.
+func (c Config) tlsOption(o *nats.Options) error {
+	o.Secure = true
+	o.TLSConfig = &tls.Config{MinVersion: tls.VersionTLS12, ServerName: c.TLSServerName}
 	if c.TLSCAFile != "" {
-		pem, err := os.ReadFile(c.TLSCAFile)
-		if err != nil {
-			return nil, fmt.Errorf("TLSCAFile: %w", err)
-		}
-		conf.RootCAs = x509.NewCertPool()
-		if !conf.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("TLSCAFile: %s holds no certificate in PEM form", c.TLSCAFile)
-		}
+		o.RootCAsCB = c.authorities
 	}
 	if c.TLSCertFile != "" {
-		cert, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
-		if err != nil {
-			return nil, fmt.Errorf("TLSCertFile, TLSKeyFile: %w", err)
-		}
-		conf.Certificates = []tls.Certificate{cert}
+		o.TLSCertCB = c.certificate
 	}
-	return conf, nil
+	return nil
 }
 
-func readable(path string) error {
-	f, err := os.Open(path)
+func (c Config) authorities() (*x509.CertPool, error) {
+	if c.TLSCAFile == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(c.TLSCAFile)
+	if err != nil {
+		return nil, fmt.Errorf("TLSCAFile: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("TLSCAFile: %s holds no certificate in PEM form", c.TLSCAFile)
+	}
+	return pool, nil
+}
+
+func (c Config) certificate() (tls.Certificate, error) {
+	if c.TLSCertFile == "" {
+		return tls.Certificate{}, nil
+	}
+	cert, err := tls.LoadX509KeyPair(c.TLSCertFile, c.TLSKeyFile)
+	if err != nil {
+		return cert, fmt.Errorf("TLSCertFile, TLSKeyFile: %w", err)
+	}
+	return cert, nil
+}
+
+// checkCredentials logs in for show. nats.go takes a file without the usual
+// markers for a JWT as a whole and would send it to the server, whatever it is.
+func checkCredentials(credentials nats.Option) error {
+	var o nats.Options
+	if err := credentials(&o); err != nil {
+		return err
+	}
+	jwt, err := o.UserJWT()
 	if err != nil {
 		return err
 	}
-	return f.Close()
+	if strings.Count(jwt, ".") != 2 || strings.ContainsAny(jwt, " \t\r\n") {
+		return errors.New("no user JWT found")
+	}
+	_, err = o.SignatureCB([]byte("any nonce"))
+	return err
 }

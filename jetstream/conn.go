@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
@@ -22,10 +23,19 @@ var ErrNotConnected = errors.New("not connected to NATS; the message may come ag
 // Conn is one connection to NATS, shared by the sources, the mirror and the
 // set-up of a process. It reconnects by itself for as long as it is open.
 type Conn struct {
-	nc    *nats.Conn
-	js    natsjs.JetStream
-	where string // the servers' addresses, without secrets
-	log   *slog.Logger
+	nc     *nats.Conn
+	js     natsjs.JetStream
+	filler *filler
+	cfg    Config
+	where  string // the servers' addresses, without secrets
+	log    *slog.Logger
+
+	// nats.go holds its lock while it waits for a server, for seconds. So what
+	// Health and receipts need to know is kept here, from its callbacks.
+	alive  atomic.Bool
+	closed atomic.Bool
+	first  chan struct{} // closed at the first connection
+	opened atomic.Pointer[nats.Conn]
 
 	// epoch counts lost connections: what was known about the server's streams
 	// before the loss may not hold after it.
@@ -33,7 +43,8 @@ type Conn struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced whenever the connection comes or goes
-	lastErr error
+	lastErr error         // why there is no connection, explained
+	logged  string        // the last reason that was logged
 }
 
 // Connect opens the connection. A server that cannot be reached is no error: it
@@ -51,22 +62,22 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	for i, u := range cfg.URLs {
 		where[i] = RedactURL(strings.TrimSpace(u))
 	}
-	c := &Conn{where: strings.Join(where, ", "), log: log, changed: make(chan struct{})}
-	opts = append(opts,
-		nats.ConnectHandler(func(*nats.Conn) { c.up("connected to NATS") }),
-		nats.ReconnectHandler(func(*nats.Conn) { c.up("reconnected to NATS") }),
-		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) { c.down(err) }),
-		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.noteError(err) }),
-		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			c.noteError(err)
-			c.log.Warn("NATS connection error", "server", c.where, "error", err)
-		}),
-	)
-	c.nc, err = nats.Connect(strings.Join(cfg.URLs, ","), opts...)
+	c := &Conn{
+		cfg: cfg, where: strings.Join(where, ", "), log: log,
+		changed: make(chan struct{}), first: make(chan struct{}),
+	}
+	c.nc, err = nats.Connect("", append(opts, c.callbacks()...)...)
 	if err != nil {
 		return nil, fmt.Errorf("connect to NATS at %s: %w", c.where, err)
 	}
+	c.opened.Store(c.nc)
+	if c.nc.IsConnected() {
+		<-c.first // the callback is on its way, even if the connection is lost again
+	}
 	c.js, err = natsjs.New(c.nc)
+	if err == nil {
+		c.filler, err = newFiller(c.nc)
+	}
 	if err != nil {
 		c.nc.Close()
 		return nil, fmt.Errorf("connect to NATS at %s: %w", c.where, err)
@@ -74,15 +85,51 @@ func Connect(cfg Config, log *slog.Logger) (*Conn, error) {
 	return c, nil
 }
 
-func (c *Conn) up(msg string) {
+// callbacks are called by nats.go one after the other. They get the connection
+// as an argument because they may come before nats.Connect has returned it.
+func (c *Conn) callbacks() []nats.Option {
+	return []nats.Option{
+		nats.ConnectHandler(func(nc *nats.Conn) {
+			c.up(nc, "connected to NATS")
+			close(c.first)
+		}),
+		nats.ReconnectHandler(func(nc *nats.Conn) { c.up(nc, "reconnected to NATS") }),
+		nats.DisconnectErrHandler(c.down),
+		nats.ClosedHandler(func(*nats.Conn) { c.closed.Store(true) }),
+		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.refused(err) }),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
+			if c.connected() {
+				c.log.Warn("NATS connection error", "server", c.where, "error", err)
+			}
+		}),
+		// Called before every round of attempts, without nats.go's lock. A failed
+		// TLS handshake or login is told by no callback, only by LastError.
+		nats.CustomReconnectDelay(func(attempts int) time.Duration {
+			if nc := c.opened.Load(); nc != nil {
+				if err := nc.LastError(); err != nil {
+					c.refused(err)
+				}
+			}
+			return backoffDelay(reconnectBase, attempts)
+		}),
+	}
+}
+
+func (c *Conn) up(nc *nats.Conn, msg string) {
+	// It may be lost again by now, with the callback for that already done.
+	c.alive.Store(nc.IsConnected())
 	c.log.Info(msg, "server", c.where)
 	c.broadcast(nil)
 }
 
-func (c *Conn) down(err error) {
+func (c *Conn) down(_ *nats.Conn, err error) {
+	c.alive.Store(false)
 	c.epoch.Add(1)
+	if err != nil {
+		err = c.cfg.explain(err)
+	}
 	c.broadcast(err)
-	if !c.nc.IsClosed() {
+	if !c.closed.Load() {
 		c.log.Warn("lost the connection to NATS; reconnecting", "server", c.where, "error", err)
 	}
 }
@@ -90,15 +137,23 @@ func (c *Conn) down(err error) {
 func (c *Conn) broadcast(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.lastErr = err
+	c.lastErr, c.logged = err, ""
 	close(c.changed)
 	c.changed = make(chan struct{})
 }
 
-func (c *Conn) noteError(err error) {
+// refused notes why an attempt to connect failed, and logs it when it is not
+// the same as the time before.
+func (c *Conn) refused(err error) {
+	err = c.cfg.explain(err)
 	c.mu.Lock()
-	defer c.mu.Unlock()
 	c.lastErr = err
+	news := c.logged != err.Error()
+	c.logged = err.Error()
+	c.mu.Unlock()
+	if news {
+		c.log.Warn("cannot connect to NATS; still trying", "server", c.where, "error", err)
+	}
 }
 
 // change returns a channel that is closed at the next change of the connection.
@@ -110,7 +165,7 @@ func (c *Conn) change() <-chan struct{} {
 }
 
 // connected reports whether the server can be written to now.
-func (c *Conn) connected() bool { return c.nc.IsConnected() }
+func (c *Conn) connected() bool { return c.alive.Load() }
 
 // awaitConnected returns true once connected, and false when ctx ended first.
 func (c *Conn) awaitConnected(ctx context.Context) bool {
@@ -127,22 +182,44 @@ func (c *Conn) awaitConnected(ctx context.Context) bool {
 	}
 }
 
+// onThisConnection returns a context that ends with the connection that was up
+// at the given epoch: questions that were under way are never answered, and
+// waiting for their time-out would hold up the recovery.
+func (c *Conn) onThisConnection(ctx context.Context, epoch uint64) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	go func() {
+		for {
+			ch := c.change()
+			if c.epoch.Load() != epoch {
+				cancel(errLostConnection)
+				return
+			}
+			select {
+			case <-ctx.Done():
+				return
+			case <-ch:
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}
+
 // Health is nil while connected, and otherwise says what is missing. It does no
 // I/O and may be called from any goroutine.
 func (c *Conn) Health() error {
 	if c.connected() {
 		return nil
 	}
-	if c.nc.IsClosed() {
-		return fmt.Errorf("NATS at %s: the connection was closed", c.where)
-	}
 	c.mu.Lock()
 	last := c.lastErr
 	c.mu.Unlock()
 	if last == nil {
-		last = errors.New("no answer yet")
+		last = errors.New("no answer yet; check URLs, and that the server runs")
 	}
-	return fmt.Errorf("NATS at %s: not connected (%w); still trying, check that the server runs and accepts these credentials", c.where, last)
+	if c.closed.Load() {
+		return fmt.Errorf("NATS at %s: the connection was closed for good (%w); restart this program", c.where, last)
+	}
+	return fmt.Errorf("NATS at %s: not connected, still trying: %w", c.where, last)
 }
 
 // Flush returns when the server has taken in everything that was sent before,
@@ -163,7 +240,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 // twice is fine. The error says that the flush failed; the connection is closed
 // all the same.
 func (c *Conn) Close(ctx context.Context) error {
-	if c.nc.IsClosed() {
+	if c.closed.Swap(true) {
 		return nil
 	}
 	var err error
@@ -171,5 +248,6 @@ func (c *Conn) Close(ctx context.Context) error {
 		err = c.Flush(ctx)
 	}
 	c.nc.Close()
+	c.alive.Store(false)
 	return err
 }

@@ -60,6 +60,9 @@ func (s *session) run(ctx context.Context) error {
 	change := s.p.conn.change()
 	epoch := s.p.conn.epoch.Load()
 	if err := s.begin(ctx, epoch); err != nil {
+		if s.p.conn.epoch.Load() != epoch {
+			return errLostConnection
+		}
 		return err
 	}
 	err := s.pullUntil(ctx, change, epoch)
@@ -74,6 +77,8 @@ func (s *session) run(ctx context.Context) error {
 // begin makes sure of the consumer and opens the inbox.
 func (s *session) begin(ctx context.Context, epoch uint64) error {
 	p := s.p
+	ctx, cancel := p.conn.onThisConnection(ctx, epoch)
+	defer cancel()
 	report, e, err := ensureSpec(ctx, p.conn, p.spec, p.cfg.Setup)
 	for _, object := range report.Created {
 		p.log.Info("created in JetStream", "object", object)

@@ -1,8 +1,10 @@
 package legacy_mqtt
 
 import (
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 
 	"github.com/eclipse/paho.golang/autopaho"
 )
@@ -49,7 +51,32 @@ func connectError(err error) error {
 	if errors.As(err, &refused) {
 		return fmt.Errorf("the broker refused: %s", reason(refused.ReasonCode))
 	}
+	if remedy := tlsRemedy(err); remedy != "" {
+		return fmt.Errorf("%w; %s", err, remedy)
+	}
 	return err
+}
+
+// tlsRemedy says what to do about a TLS handshake that failed; empty if that is
+// not what err is about.
+func tlsRemedy(err error) string {
+	var (
+		authority x509.UnknownAuthorityError
+		name      x509.HostnameError
+		invalid   x509.CertificateInvalidError
+		op        *net.OpError
+	)
+	switch {
+	case errors.As(err, &authority):
+		return "set TLS.CAFile to the authority that signed the broker's certificate"
+	case errors.As(err, &name):
+		return "set TLS.ServerName to a name that the broker's certificate holds"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "renew the broker's certificate, or set the clock right"
+	case errors.As(err, &op) && op.Op == "remote error": // a TLS alert
+		return "the broker does not accept our client certificate; check TLS.CertFile, TLS.KeyFile, that it has not expired and that the broker trusts its authority"
+	}
+	return ""
 }
 
 // subscribeError names the filters that a SUBACK refused, if it refused any.

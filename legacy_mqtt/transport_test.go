@@ -1,15 +1,8 @@
 package legacy_mqtt_test
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
-	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -39,20 +32,23 @@ func baseConfig(t *testing.T, broker *devstack.Mosquitto, url string) legacy_mqt
 // TestTransports: mqtts checks the broker against the CA file and shows the client
 // certificate; wss carries the same inside WebSocket messages, ws in clear.
 func TestTransports(t *testing.T) {
-	dir := t.TempDir()
-	writeCertificates(t, dir)
-	file := func(name string) string { return filepath.Join(dir, name) }
+	authority, err := devstack.NewAuthority(t.TempDir())
+	must(t, err)
+	serverCert, serverKey, err := authority.Issue(devstack.Certificate{Name: "server", Hosts: []string{"broker.test"}})
+	must(t, err)
+	clientCert, clientKey, err := authority.Issue(devstack.Certificate{Name: "client"})
+	must(t, err)
 	tlsPort, wsPort, wssPort := freePort(t), freePort(t), freePort(t)
-	certificates := []string{"cafile " + file("ca.pem"), "certfile " + file("server.pem"), "keyfile " + file("server.key")}
+	certificates := []string{"cafile " + authority.File(), "certfile " + serverCert, "keyfile " + serverKey}
 	lines := []string{fmt.Sprintf("listener %d 127.0.0.1", tlsPort)}
 	lines = append(append(lines, certificates...), "require_certificate true")
 	lines = append(lines, fmt.Sprintf("listener %d", wsPort), "protocol websockets")
 	lines = append(lines, fmt.Sprintf("listener %d", wssPort), "protocol websockets")
 	broker := startBroker(t, append(lines, certificates...)...)
 
-	ca := legacy_mqtt.TLSConfig{CAFile: file("ca.pem"), ServerName: "broker.test"}
+	ca := legacy_mqtt.TLSConfig{CAFile: authority.File(), ServerName: "broker.test"}
 	mutual := ca
-	mutual.CertFile, mutual.KeyFile = file("client.pem"), file("client.key")
+	mutual.CertFile, mutual.KeyFile = clientCert, clientKey
 	for _, tc := range []struct {
 		url string
 		tls legacy_mqtt.TLSConfig
@@ -67,18 +63,24 @@ func TestTransports(t *testing.T) {
 			roundTrip(t, cfg, broker)
 		})
 	}
-	for name, wrong := range map[string]legacy_mqtt.TLSConfig{
-		"unknown authority":     {ServerName: "broker.test", CertFile: mutual.CertFile, KeyFile: mutual.KeyFile},
-		"other name":            {CAFile: ca.CAFile, ServerName: "other.test", CertFile: mutual.CertFile, KeyFile: mutual.KeyFile},
-		"no client certificate": ca,
+	expiredCert, expiredKey, err := authority.Issue(devstack.Certificate{Name: "expired", Expires: time.Now().Add(-time.Hour)})
+	must(t, err)
+	for name, wrong := range map[string]struct {
+		legacy_mqtt.TLSConfig
+		remedy string
+	}{
+		"unknown authority":          {legacy_mqtt.TLSConfig{ServerName: "broker.test", CertFile: clientCert, KeyFile: clientKey}, "TLS.CAFile"},
+		"other name":                 {legacy_mqtt.TLSConfig{CAFile: ca.CAFile, ServerName: "other.test", CertFile: clientCert, KeyFile: clientKey}, "TLS.ServerName"},
+		"no client certificate":      {ca, "TLS.CertFile"},
+		"expired client certificate": {legacy_mqtt.TLSConfig{CAFile: ca.CAFile, ServerName: "broker.test", CertFile: expiredCert, KeyFile: expiredKey}, "TLS.CertFile"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			cfg := baseConfig(t, broker, fmt.Sprintf("mqtts://127.0.0.1:%d", tlsPort))
-			cfg.TLS = wrong
+			cfg.TLS = wrong.TLSConfig
 			r := run(t, cfg)
-			eventually(t, "Health to name the cause", func() bool {
+			eventually(t, "Health to name "+wrong.remedy, func() bool {
 				err := r.Health()
-				return err != nil && strings.Contains(err.Error(), "cannot connect")
+				return err != nil && strings.Contains(err.Error(), "cannot connect") && strings.Contains(err.Error(), wrong.remedy)
 			})
 		})
 	}
@@ -153,41 +155,4 @@ func freePort(t *testing.T) int {
 	must(t, err)
 	defer l.Close()
 	return l.Addr().(*net.TCPAddr).Port
-}
-
-// writeCertificates makes a CA and, signed by it, a server's and a client's
-// certificate with their keys.
-func writeCertificates(t *testing.T, dir string) {
-	t.Helper()
-	caKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	must(t, err)
-	ca := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test CA"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
-	}
-	der, err := x509.CreateCertificate(rand.Reader, ca, ca, &caKey.PublicKey, caKey)
-	must(t, err)
-	writePEM(t, filepath.Join(dir, "ca.pem"), "CERTIFICATE", der)
-	for serial, name := range []string{"server", "client"} {
-		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-		must(t, err)
-		leaf := &x509.Certificate{
-			SerialNumber: big.NewInt(int64(serial) + 2), Subject: pkix.Name{CommonName: name},
-			NotBefore: ca.NotBefore, NotAfter: ca.NotAfter, KeyUsage: x509.KeyUsageDigitalSignature,
-			DNSNames:    []string{"broker.test"},
-			ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
-		}
-		der, err := x509.CreateCertificate(rand.Reader, leaf, ca, &key.PublicKey, caKey)
-		must(t, err)
-		writePEM(t, filepath.Join(dir, name+".pem"), "CERTIFICATE", der)
-		keyDER, err := x509.MarshalPKCS8PrivateKey(key)
-		must(t, err)
-		writePEM(t, filepath.Join(dir, name+".key"), "PRIVATE KEY", keyDER)
-	}
-}
-
-func writePEM(t *testing.T, path, kind string, der []byte) {
-	t.Helper()
-	must(t, os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600))
 }
