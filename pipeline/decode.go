@@ -17,10 +17,10 @@ const DefaultMessageIDMember = "message_id"
 // own to have been added by the producer.
 const injectedTolerance = 10.0 // milliseconds
 
-// maxUnwraps bounds how often a payload that is a string is opened in search of
-// the object in it. Each level of quoting doubles the escapes, so real ones are
-// one or two deep.
-const maxUnwraps = 8
+// MaxDepth is how deep the objects and arrays of a payload may be nested; deeper
+// ones are INVALID_JSON. PostgreSQL's parser runs out of stack at a few thousand
+// levels. The level that an envelope adds does not count.
+const MaxDepth = 512
 
 // Decoder reads deliveries. It keeps scratch memory: one per goroutine.
 type Decoder struct {
@@ -50,6 +50,9 @@ func (dec *Decoder) Decode(m *Message, d *Delivery) {
 	}
 	if m.Payload.Kind() != canonical.KindObject {
 		m.fail(InvalidJSON, "the payload is not a JSON object")
+	}
+	if m.Payload.DeeperThan(MaxDepth) {
+		m.fail(InvalidJSON, "the payload is nested too deeply")
 	}
 	if m.MsgType == "" {
 		m.fail(BadTopicFormat, "the topic is not tenant/{tenant}/device/{device}/{message type}")
@@ -121,10 +124,16 @@ func (m *Message) openEnvelope(env *envelope) bool {
 	})
 	raw, _ := topic.Text()
 	m.setTopic(raw)
-	if s, ok := payload.Text(); ok {
-		m.readPayload(s)
-	} else {
+	switch s, ok := payload.Text(); {
+	case !ok:
 		m.Payload = payload
+	case strings.Contains(s, replacement):
+		// A mirror had to replace bytes that are no UTF-8. With the replacement
+		// the text may be JSON; what the device sent was not.
+		m.fail(InvalidJSON, "payload: invalid JSON: invalid UTF-8")
+		m.unreadable = s
+	default:
+		m.readPayload(s)
 	}
 	return true
 }
@@ -148,10 +157,11 @@ func (env *envelope) disagrees(m *Message) string {
 
 // readPayload parses the payload's text. A payload that is itself a string is
 // opened again and again: a mirror may have wrapped it, so how often it is
-// wrapped can't be allowed to matter.
+// wrapped can't be allowed to matter. Each level of quoting doubles the escapes:
+// the levels are few, and all together no longer than the text twice over.
 func (m *Message) readPayload(s string) {
 	doc := &m.inner
-	for range maxUnwraps {
+	for {
 		if err := doc.Parse(unsafe.Slice(unsafe.StringData(s), len(s))); err != nil {
 			m.fail(InvalidJSON, "payload: "+err.Error())
 			m.Payload, m.unreadable = canonical.Value{}, s
@@ -193,7 +203,7 @@ func (m *Message) readFields(idMember string) {
 		case "details":
 			f.Details = v
 		}
-		if name == idMember {
+		if idMember != "" && name == idMember {
 			f.MessageID = v
 		}
 	})
@@ -229,18 +239,21 @@ func (env *envelope) injected(ts canonical.Value) bool {
 // identify sets the ID and what belongs to it.
 func (dec *Decoder) identify(m *Message, env *envelope) {
 	h := &dec.hash
-	if m.Payload.Kind() != canonical.KindObject || m.MsgType == "" {
-		dec.identifyBroken(m, env)
-		return
-	}
 	without := ""
 	hasTS := m.Occurred.IsZero()
-	if m.Fields.TS.Kind() == canonical.KindNumber {
+	switch m.Fields.TS.Kind() {
+	case canonical.KindNull: // a producer may take it for none and put its own there
+		without = "ts"
+	case canonical.KindNumber:
 		if env.injected(m.Fields.TS) {
 			without = "ts"
 		} else {
 			hasTS = true
 		}
+	}
+	if m.Failed != Accepted {
+		dec.identifyBroken(m, env, without)
+		return
 	}
 	var ms int64
 	if m.Occurred.IsZero() {
@@ -282,10 +295,10 @@ func (dec *Decoder) content(kind byte, tenant, device, msgType string) int {
 	return len(h.buf)
 }
 
-// identifyBroken gives an identity to a message whose payload is no object or
-// whose topic is none of ours. It is anonymous: the same rubbish within the
-// window counts once.
-func (dec *Decoder) identifyBroken(m *Message, env *envelope) {
+// identifyBroken gives an identity to a message whose payload is no object or too
+// deep, or whose topic is none of ours. It is anonymous: the same rubbish within
+// the window counts once.
+func (dec *Decoder) identifyBroken(m *Message, env *envelope, without string) {
 	h := &dec.hash
 	var from int
 	if m.MsgType == "" {
@@ -296,7 +309,7 @@ func (dec *Decoder) identifyBroken(m *Message, env *envelope) {
 	if m.unreadable != "" {
 		h.buf = append(h.buf, legible(m.unreadable)...)
 	} else {
-		h.buf = m.Payload.AppendCanonical(h.buf)
+		h.buf = m.Payload.AppendCanonicalWithout(h.buf, without)
 	}
 	m.Size = len(h.buf) - from
 	m.Anonymous = true
@@ -314,7 +327,7 @@ func (dec *Decoder) foreign(m *Message) {
 	dec.hash.reset(hashForeign)
 	dec.hash.part(subject)
 	dec.hash.buf = append(dec.hash.buf, m.Delivery.Body...)
-	m.Tenant = subject
+	m.Tenant, m.Kind = subject, KindTelemetry // it is not even believed to be downlink
 	m.Size = len(m.Delivery.Body)
 	m.Anonymous = true
 	m.Occurred = m.Delivery.Receipt.Occurred().UTC().Truncate(time.Microsecond)
@@ -339,12 +352,15 @@ func explicitID(v canonical.Value) (string, bool) {
 	return "", false
 }
 
+// replacement stands for what is no UTF-8.
+const replacement = string(utf8.RuneError)
+
 // legible makes text that went through a JSON string and text that did not come
 // out alike: a serializer replaces what is no UTF-8 by any number of U+FFFD.
 func legible(s string) string {
-	s = strings.ToValidUTF8(s, string(utf8.RuneError))
-	for strings.Contains(s, "\uFFFD\uFFFD") {
-		s = strings.ReplaceAll(s, "\uFFFD\uFFFD", "\uFFFD")
+	s = strings.ToValidUTF8(s, replacement)
+	for strings.Contains(s, replacement+replacement) {
+		s = strings.ReplaceAll(s, replacement+replacement, replacement)
 	}
 	return s
 }

@@ -46,6 +46,8 @@ type Message struct {
 	doc        canonical.Doc
 	inner      canonical.Doc
 	metrics    []byte
+	measured   bool   // metrics is set,
+	storable   bool   // and jsonb can hold it
 	unreadable string // the payload's text where it is no JSON
 }
 
@@ -75,10 +77,13 @@ func (m *Message) Seq() (n int64, null, ok bool) {
 // Metrics returns the metrics as canonical JSON, {} where they are absent or
 // null, and whether jsonb can hold them. The bytes live as long as the message.
 func (m *Message) Metrics() (json []byte, ok bool) {
-	if m.Fields.Metrics.IsNull() {
-		m.metrics = append(m.metrics[:0], "{}"...)
-		return m.metrics, true
+	if !m.measured {
+		m.measured, m.storable = true, true
+		if m.Fields.Metrics.IsNull() {
+			m.metrics = append(m.metrics[:0], "{}"...)
+		} else {
+			m.metrics, m.storable = m.Fields.Metrics.AppendStorable(m.metrics[:0])
+		}
 	}
-	m.metrics, ok = m.Fields.Metrics.AppendStorable(m.metrics[:0])
-	return m.metrics, ok
+	return m.metrics, m.storable
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -113,7 +112,7 @@ func (b *bench) startNATS(ctx context.Context) (*devstack.NATS, func() error, er
 	}
 	remove := func() error { return os.RemoveAll(dir) }
 	from, to := filepath.Join(b.template(), "jetstream"), filepath.Join(dir, "jetstream")
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("copy the backlog: %w", err), remove())
 	}
 	nats, err := devstack.StartNATS(ctx, devstack.NATSOptions{Dir: dir})

@@ -27,7 +27,8 @@ const (
 
 const benchColumns = `telemetry (time, tenant_id, device_id, site_id, msg_type, seq, metrics)`
 
-// readRows fetches what a run has stored, ready to be written again.
+// readRows fetches what a run has stored, in the order of time in which it came,
+// ready to be written again.
 func (b *bench) readRows(ctx context.Context, db *benchDatabase) error {
 	conn, err := db.pool.Acquire(ctx)
 	if err != nil {

@@ -12,7 +12,8 @@ import (
 // Queue may be used by any number of goroutines on either side. Make it with New.
 type Queue[T any] struct {
 	mu    sync.Mutex
-	items []T
+	items []T // what waits begins at head
+	head  int
 	wake  chan struct{} // holds a token while items may be waiting
 }
 
@@ -23,7 +24,7 @@ func New[T any]() *Queue[T] { return &Queue[T]{wake: make(chan struct{}, 1)} }
 func (q *Queue[T]) Put(item T) {
 	q.mu.Lock()
 	q.items = append(q.items, item)
-	first := len(q.items) == 1
+	first := len(q.items)-q.head == 1
 	q.mu.Unlock()
 	if first {
 		q.signal()
@@ -41,7 +42,7 @@ func (q *Queue[T]) signal() {
 func (q *Queue[T]) Len() int {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return len(q.items)
+	return len(q.items) - q.head
 }
 
 // Wake is readable while items may be waiting. Who reads it calls Poll.
@@ -69,11 +70,18 @@ func (q *Queue[T]) Take(ctx context.Context, dst []T, limit int, linger time.Dur
 // Poll appends up to limit items to dst without waiting.
 func (q *Queue[T]) Poll(dst []T, limit int) []T {
 	q.mu.Lock()
-	n := min(limit, len(q.items))
-	dst = append(dst, q.items[:n]...)
-	rest := copy(q.items, q.items[n:])
-	clear(q.items[rest:])
-	q.items = q.items[:rest]
+	taken := q.items[q.head:]
+	taken = taken[:min(limit, len(taken))]
+	dst = append(dst, taken...)
+	clear(taken) // what is taken must not be kept alive from here
+	q.head += len(taken)
+	rest := len(q.items) - q.head
+	if rest <= q.head {
+		// Never earlier: taking few of many must not move many.
+		copy(q.items, q.items[q.head:])
+		clear(q.items[max(rest, q.head):])
+		q.items, q.head = q.items[:rest], 0
+	}
 	q.mu.Unlock()
 	if rest > 0 {
 		q.signal()

@@ -55,7 +55,7 @@ func TestParseRefuses(t *testing.T) {
 		`01`, `-`, `+1`, `.5`, `1.`, `1e`, `1e+`, `0x10`, `NaN`, `Infinity`, `-Infinity`, `tru`, `nul`, `True`,
 		"\"\n\"", `"`, `"\"`, `"\x"`, `"\u12"`, `"\u12G4"`, "\"\xff\"", "\"\xed\xa0\x80\"", "\"\xc0\x80\"", "\xef\xbb\xbf{}",
 		strings.Repeat("[", canonical.MaxDepth+1) + strings.Repeat("]", canonical.MaxDepth+1),
-		strings.Repeat(`{"a":`, 10_000) + "1" + strings.Repeat("}", 10_000),
+		strings.Repeat(`{"a":`, 100_000) + "1" + strings.Repeat("}", 100_000),
 	} {
 		var d canonical.Doc
 		if err := d.Parse([]byte(in)); !errors.Is(err, canonical.ErrInvalid) {
@@ -70,7 +70,7 @@ func TestParseRefuses(t *testing.T) {
 
 func TestValues(t *testing.T) {
 	var d canonical.Doc
-	src := `{"s":"a\u0062","Seq":1,"seq":12,"f":-2.9,"big":9223372036854775807,"over":9223372036854775808,"n":null,"o":{"x":1,"y":2,"x":3},"seq":13,"e":1e3,"inf":1e400}`
+	src := `{"s":"a\u0062","Seq":1,"seq":12,"f":-2.9,"big":9007199254740993,"max":9223372036854774784,"min":-9223372036854775808,"over":9223372036854775807,"n":null,"o":{"x":1,"y":2,"x":3},"seq":13,"e":1e3,"inf":1e400}`
 	if err := d.Parse([]byte(src)); err != nil {
 		t.Fatal(err)
 	}
@@ -78,7 +78,7 @@ func TestValues(t *testing.T) {
 	if s, ok := root.Get("s").Text(); s != "ab" || !ok {
 		t.Errorf("s = %q, %v", s, ok)
 	}
-	for name, want := range map[string]int64{"seq": 13, "f": -2, "big": math.MaxInt64, "e": 1000} {
+	for name, want := range map[string]int64{"seq": 13, "f": -2, "big": 1 << 53, "max": 9223372036854774784, "min": math.MinInt64, "e": 1000} {
 		if n, ok := root.Get(name).Int(); n != want || !ok {
 			t.Errorf("%s = %d, %v; want %d", name, n, ok, want)
 		}

@@ -5,7 +5,7 @@
 // It is a package of our own because message identity hangs on it: the forgiving
 // parsers match member names without regard to case, accept invalid documents or
 // replace what they can't represent, and each of those would let one path see a
-// different message than the other (see docs/identity.md for the measurements).
+// different message than the other (docs/identity.md).
 //
 // Where RFC 8785 leaves a document without a canonical form, we define one, since
 // hostile messages need an identity too:

@@ -8,9 +8,9 @@ import (
 )
 
 // MaxDepth is the deepest nesting of objects and arrays that [Doc.Parse]
-// accepts. Deeper documents are refused, not truncated: PostgreSQL's own parser
-// runs out of stack at a few thousand levels.
-const MaxDepth = 512
+// accepts, the same as encoding/json's. It only protects the stack: what may be
+// stored is far shallower (see [Value.DeeperThan]).
+const MaxDepth = 10_000
 
 // Kind is the type of a JSON value.
 type Kind uint8
@@ -53,12 +53,15 @@ type Doc struct {
 	bad   bool // set while writing, see AppendStorable
 	pos   int
 	depth int
+	// deepest is how deep the document is nested.
+	deepest int
 }
 
 // Parse reads exactly one JSON value of valid UTF-8, of any kind, with nothing
 // but white space around it. src must not change while the Doc is in use.
 func (d *Doc) Parse(src []byte) error {
 	d.src, d.nodes, d.arena, d.pos, d.depth = src, d.nodes[:0], d.arena[:0], 0, 0
+	d.deepest = 0
 	if len(src) > 1<<30 {
 		return fmt.Errorf("%w: %d bytes is more than can be read", ErrInvalid, len(src))
 	}
@@ -138,6 +141,7 @@ func (d *Doc) enter() error {
 	if d.depth++; d.depth > MaxDepth {
 		return d.fail("nested too deeply")
 	}
+	d.deepest = max(d.deepest, d.depth)
 	d.pos++
 	d.space()
 	return nil
@@ -270,20 +274,18 @@ func (d *Doc) str() error {
 	i := d.open(KindString)
 	d.pos++
 	from := d.pos
-	for d.pos < len(d.src) {
+	for d.plain(); d.pos < len(d.src); d.plain() {
 		c := d.src[d.pos]
 		switch {
 		case c == '"':
-			d.nodes[i].start, d.nodes[i].end = int32(from), int32(d.pos)
+			nd := &d.nodes[i]
+			nd.start, nd.end, nd.next = int32(from), int32(d.pos), int32(len(d.nodes))
 			d.pos++
-			d.nodes[i].next = int32(len(d.nodes))
 			return nil
 		case c == '\\':
 			return d.escapedString(i, from)
 		case c < 0x20:
 			return d.fail("control character in a string")
-		case c < utf8.RuneSelf:
-			d.pos++
 		default:
 			if err := d.rune(); err != nil {
 				return err
@@ -292,6 +294,23 @@ func (d *Doc) str() error {
 	}
 	return d.fail("string without an end")
 }
+
+// plain skips what stands for itself in a string: ASCII but for control
+// characters, quotes and backslashes.
+func (d *Doc) plain() {
+	src, pos := d.src, d.pos
+	for pos < len(src) && plainByte[src[pos]] {
+		pos++
+	}
+	d.pos = pos
+}
+
+var plainByte = func() (table [256]bool) {
+	for c := 0x20; c < utf8.RuneSelf; c++ {
+		table[c] = c != '"' && c != '\\'
+	}
+	return table
+}()
 
 func (d *Doc) rune() error {
 	r, n := utf8.DecodeRune(d.src[d.pos:])
@@ -304,8 +323,12 @@ func (d *Doc) rune() error {
 
 func (d *Doc) escapedString(i, from int) error {
 	start := len(d.arena)
-	d.arena = append(d.arena, d.src[from:d.pos]...)
 	for d.pos < len(d.src) {
+		d.plain()
+		d.arena = append(d.arena, d.src[from:d.pos]...)
+		if d.pos == len(d.src) {
+			break
+		}
 		c := d.src[d.pos]
 		switch {
 		case c == '"':
@@ -318,14 +341,14 @@ func (d *Doc) escapedString(i, from int) error {
 			if err := d.escape(i); err != nil {
 				return err
 			}
+			from = d.pos
 		case c < 0x20:
 			return d.fail("control character in a string")
 		default:
-			at := d.pos
+			from = d.pos
 			if err := d.rune(); err != nil {
 				return err
 			}
-			d.arena = append(d.arena, d.src[at:d.pos]...)
 		}
 	}
 	return d.fail("string without an end")

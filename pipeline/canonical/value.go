@@ -94,6 +94,26 @@ func (v Value) Members() iter.Seq2[string, Value] {
 	}
 }
 
+// DeeperThan reports whether objects and arrays are nested in the value to more
+// than n levels, itself included.
+func (v Value) DeeperThan(n int) bool {
+	if v.d == nil || v.d.deepest <= n {
+		return false
+	}
+	var open []int32 // where the containers around the current node end
+	for i := v.i; i < v.d.nodes[v.i].next; i++ {
+		for len(open) > 0 && i >= open[len(open)-1] {
+			open = open[:len(open)-1]
+		}
+		if nd := &v.d.nodes[i]; nd.kind >= KindArray {
+			if open = append(open, nd.next); len(open) > n {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Text returns a string's content and whether the value is a string. A lone
 // surrogate is in it in its three-byte form, which is not valid UTF-8. The
 // result shares memory with the document: it lives as long as the parsed bytes
@@ -127,15 +147,15 @@ func (v Value) Float() (float64, bool) {
 	return f, true
 }
 
-// Int returns a number as a 64-bit integer: exactly where it is written as an
-// integer, otherwise with its fraction cut off. It is false for what is no
-// number or does not fit.
+// Int returns a number as a 64-bit integer with its fraction cut off. Beyond 2^53
+// it is the integer of the nearest double, whichever way the number is written:
+// a copy that went through JavaScript has lost the rest, and both copies must say
+// the same. It is false for what is no number or does not fit.
 func (v Value) Int() (int64, bool) {
 	if v.Kind() != KindNumber {
 		return 0, false
 	}
-	lit := v.literal()
-	if !strings.ContainsAny(lit, ".eE") {
+	if lit := v.literal(); len(lit) <= 15 && !strings.ContainsAny(lit, ".eE") {
 		n, err := strconv.ParseInt(lit, 10, 64)
 		return n, err == nil
 	}

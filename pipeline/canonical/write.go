@@ -92,9 +92,25 @@ func (d *Doc) sortMembers(i int32) (from int) {
 		d.order = append(d.order, at)
 		at = d.nodes[at+1].next
 	}
-	slices.SortStableFunc(d.order[from:], func(a, b int32) int { return compareUTF16(d.text(a), d.text(b)) })
+	keys := d.order[from:]
+	if len(keys) > insertionMax {
+		slices.SortStableFunc(keys, func(a, b int32) int { return compareUTF16(d.text(a), d.text(b)) })
+		return from
+	}
+	for k := 1; k < len(keys); k++ {
+		key, text := keys[k], d.text(keys[k])
+		j := k
+		for ; j > 0 && compareUTF16(d.text(keys[j-1]), text) > 0; j-- {
+			keys[j] = keys[j-1]
+		}
+		keys[j] = key
+	}
 	return from
 }
+
+// insertionMax is the most members that are sorted by plain insertion, which most
+// objects in the field are quickest with.
+const insertionMax = 16
 
 // shadowed reports whether the key at d.order[k] is followed by a duplicate.
 func (d *Doc) shadowed(k, end int) bool {

@@ -65,7 +65,7 @@ func (o *Options) validate() error {
 	var errs []error
 	bound := func(name string, v, low, high int) {
 		if v < low || v > high {
-			errs = append(errs, fmt.Errorf("%s is %d: choose %d to %d", name, v, low, high))
+			errs = append(errs, fmt.Errorf("option %s is %d: choose %d to %d", name, v, low, high))
 		}
 	}
 	bound("BatchSize", o.BatchSize, 1, 10_000)
@@ -73,13 +73,13 @@ func (o *Options) validate() error {
 	bound("RecentIDs", o.RecentIDs, 1, 100_000_000)
 	bound("Settings.MaxPayloadBytes", o.Settings.MaxPayloadBytes, 1, 64<<20)
 	if o.Linger < 0 || o.Linger > time.Second {
-		errs = append(errs, fmt.Errorf("Linger is %v: choose 0 to 1s", o.Linger))
+		errs = append(errs, fmt.Errorf("option Linger is %v: choose 0 to 1s", o.Linger))
 	}
 	if o.RegistryTTL < 0 {
-		errs = append(errs, fmt.Errorf("RegistryTTL is %v: choose 0 or more", o.RegistryTTL))
+		errs = append(errs, fmt.Errorf("option RegistryTTL is %v: choose 0 or more", o.RegistryTTL))
 	}
 	if o.Logger == nil || o.Registry == nil {
-		errs = append(errs, errors.New("Logger and Registry must be set"))
+		errs = append(errs, errors.New("options Logger and Registry must be set"))
 	}
 	return errors.Join(errs...)
 }
@@ -94,8 +94,10 @@ type Processor struct {
 	metrics  *metrics
 	log      *slog.Logger
 
-	inHand  atomic.Int64 // submitted and not settled
-	trouble atomic.Pointer[error]
+	inHand  atomic.Int64          // submitted and not settled
+	trouble atomic.Pointer[error] // why batches can't be written
+	stuck   atomic.Pointer[error] // why one message can't, while others may
+	ended   atomic.Bool           // Run has returned, or is about to
 }
 
 // New returns a processor that writes to s.
@@ -118,10 +120,14 @@ func New(s *store.Store, o Options) (*Processor, error) {
 	return p, nil
 }
 
-// Submit hands a copy over to be processed and settled. It does not block.
+// Submit hands a copy over to be processed and settled. It does not block. After
+// Run has ended the copy is released.
 func (p *Processor) Submit(d pipeline.Delivery) {
 	p.inHand.Add(1)
 	p.queue.Put(item{Delivery: d, at: time.Now()})
+	if p.ended.Load() {
+		p.releaseQueued()
+	}
 }
 
 // Recent reports whether the message is known to be durable. False means nothing:
@@ -136,16 +142,24 @@ func (p *Processor) Health() error {
 	if e := p.trouble.Load(); e != nil {
 		return *e
 	}
+	if e := p.stuck.Load(); e != nil {
+		return *e
+	}
 	return nil
 }
 
-// Run works until ctx ends. What is in hand then is released, to come again.
+// Run works until ctx ends, once. What is in hand then is released, to come again.
 func (p *Processor) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	for range p.options.Workers {
 		wg.Go(func() { newWorker(p).run(ctx) })
 	}
 	wg.Wait()
+	p.ended.Store(true)
+	p.releaseQueued()
+}
+
+func (p *Processor) releaseQueued() {
 	for _, it := range p.queue.Poll(nil, math.MaxInt) {
 		p.release(&it)
 	}

@@ -33,6 +33,15 @@ func newRegistry(ttl time.Duration, find func(context.Context, []pipeline.Device
 	return &registry{find: find, ttl: ttl, unknownTTL: min(ttl, time.Second), devices: make(map[pipeline.DeviceKey]cached)}
 }
 
+// cached returns what the cache has of a device, nil for one that is not
+// registered; ok is false where it has nothing.
+func (r *registry) cached(now time.Time, k pipeline.DeviceKey) (device *pipeline.Device, ok bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	c, ok := r.devices[k]
+	return c.device, ok && now.Before(c.expires)
+}
+
 // lookup fills found with every one of keys, asking the database once for all
 // that the cache lacks. The keys' memory may be reused afterwards.
 func (r *registry) lookup(ctx context.Context, now time.Time, keys map[pipeline.DeviceKey]*pipeline.Device) error {

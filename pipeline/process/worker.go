@@ -3,6 +3,7 @@ package process
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"time"
 
@@ -24,8 +25,9 @@ type worker struct {
 	items    []item
 	messages []pipeline.Message
 	entries  []store.Entry
-	origin   []int // the item of each entry
-	devices  map[pipeline.DeviceKey]*pipeline.Device
+	origin   []int                                   // the item of each entry
+	unjudged []int                                   // entries whose device is not in the cache,
+	devices  map[pipeline.DeviceKey]*pipeline.Device // and those devices
 	durable  []pipeline.Identity
 }
 
@@ -60,10 +62,13 @@ func (w *worker) batch(ctx context.Context) {
 	w.write(ctx, w.entries, w.origin)
 }
 
-// read decodes the items and sets aside those that need no transaction: downlink
-// messages, and copies of what is known to be durable.
+// read decodes the items, sets aside those that need no transaction (downlink
+// messages, and copies of what is known to be durable) and gives the others their
+// verdict at once, where the cache knows the device: what was just decoded is in
+// the CPU's cache too, and is not a batch later.
 func (w *worker) read() {
-	w.entries, w.origin = w.entries[:0], w.origin[:0]
+	w.entries, w.origin, w.unjudged = w.entries[:0], w.origin[:0], w.unjudged[:0]
+	clear(w.devices)
 	now := time.Now()
 	for i := range w.items {
 		it, m := &w.items[i], &w.messages[i]
@@ -78,35 +83,44 @@ func (w *worker) read() {
 		default:
 			w.entries = append(w.entries, store.Entry{Msg: m})
 			w.origin = append(w.origin, i)
+			w.judge(len(w.entries)-1, now)
 		}
 	}
 }
 
-// check gives every entry its verdict. It returns an error only when ctx ended.
-func (w *worker) check(ctx context.Context) error {
-	s := &w.options.Settings
-	clear(w.devices)
-	for i := range w.entries {
-		e := &w.entries[i]
-		if e.Reason, e.Detail = check.Content(e.Msg, s); e.Reason == pipeline.Accepted {
-			w.devices[pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}] = nil
-		}
+// judge gives an entry its verdict, or notes that its device must be asked for.
+func (w *worker) judge(i int, now time.Time) {
+	e := &w.entries[i]
+	if e.Reason, e.Detail = check.Content(e.Msg, &w.options.Settings); e.Reason != pipeline.Accepted {
+		return
 	}
-	if len(w.devices) == 0 {
+	key := pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}
+	if device, ok := w.registry.cached(now, key); ok {
+		w.checkRegistry(e, device)
+		return
+	}
+	w.devices[key] = nil
+	w.unjudged = append(w.unjudged, i)
+}
+
+func (w *worker) checkRegistry(e *store.Entry, device *pipeline.Device) {
+	if e.Reason, e.Detail = check.Registry(e.Msg, device, &w.options.Settings); e.Reason == pipeline.Accepted {
+		e.Site = device.Site
+	}
+}
+
+// check gives the entries that are left their verdict. It returns an error only
+// when ctx ended.
+func (w *worker) check(ctx context.Context) error {
+	if len(w.unjudged) == 0 {
 		return nil
 	}
 	if err := w.retry(ctx, func() error { return w.registry.lookup(ctx, time.Now(), w.devices) }); err != nil {
 		return err
 	}
-	for i := range w.entries {
+	for _, i := range w.unjudged {
 		e := &w.entries[i]
-		if e.Reason != pipeline.Accepted {
-			continue
-		}
-		device := w.devices[pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}]
-		if e.Reason, e.Detail = check.Registry(e.Msg, device, s); e.Reason == pipeline.Accepted {
-			e.Site = device.Site
-		}
+		w.checkRegistry(e, w.devices[pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}])
 	}
 	return nil
 }
@@ -130,24 +144,48 @@ func (w *worker) write(ctx context.Context, entries []store.Entry, origin []int)
 		w.write(ctx, entries[:half], origin[:half])
 		w.write(ctx, entries[half:], origin[half:])
 	case entries[0].Reason == pipeline.Accepted:
-		entries[0].Reason, entries[0].Detail = pipeline.MetricValueInvalid, store.Detail(err)
+		entries[0].Reason, entries[0].Detail = refused(entries[0].Msg.Kind), store.Detail(err)
+		w.write(ctx, entries, origin)
+	case !entries[0].Bare:
+		entries[0].Bare = true
+		entries[0].Detail += "; the row is shortened: " + store.Detail(err)
 		w.write(ctx, entries, origin)
 	default:
 		w.unquarantinable(ctx, entries, origin, err)
 	}
 }
 
+// refused is the reason for a message that passed the checks but not PostgreSQL's.
+func refused(k pipeline.Kind) pipeline.Reason {
+	switch k {
+	case pipeline.KindShadow:
+		return pipeline.ShadowInvalid
+	case pipeline.KindCommandAck:
+		return pipeline.CommandAckInvalid
+	}
+	return pipeline.MetricValueInvalid
+}
+
 // unquarantinable holds a message whose very quarantine row is refused: giving it
 // up would lose it, so it is tried again until somebody mends the table.
 func (w *worker) unquarantinable(ctx context.Context, entries []store.Entry, origin []int, err error) {
-	w.log.Error("PostgreSQL refuses a quarantine row; the message is held until it takes it: look for constraints or triggers on quarantine_events",
-		"message_id", entries[0].Msg.ID.String(), "tenant", entries[0].Msg.Tenant, "reason", entries[0].Reason, "error", err)
-	wait(ctx, lastRetry)
-	if ctx.Err() != nil {
-		w.release(&w.items[origin[0]])
-		return
+	defer w.stuck.Store(nil)
+	for {
+		w.log.Error("PostgreSQL refuses a quarantine row; the message is held until it takes it: look for constraints or triggers on quarantine_events",
+			"message_id", entries[0].Msg.ID.String(), "tenant", entries[0].Msg.Tenant, "reason", entries[0].Reason, "error", err)
+		held := fmt.Errorf("a message can be neither written nor quarantined; mend the constraints or triggers of quarantine_events: %w", err)
+		w.stuck.Store(&held)
+		wait(ctx, lastRetry)
+		err = w.retry(ctx, func() error { return w.store.Commit(ctx, entries) })
+		switch {
+		case err == nil:
+			w.settle(entries, origin)
+			return
+		case !errors.Is(err, store.ErrData):
+			w.release(&w.items[origin[0]])
+			return
+		}
 	}
-	w.write(ctx, entries, origin)
 }
 
 // settle tells what is durable now, and acknowledges it. An anonymous copy that

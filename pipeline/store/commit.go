@@ -17,6 +17,9 @@ type Entry struct {
 	Detail string
 	// Site is the registry's site of the device, for rows about the device itself.
 	Site string
+	// Bare asks for the shortest possible quarantine row, for a table that refuses
+	// the full one: see bareText.
+	Bare bool
 
 	// Fresh is set by Commit: this copy took effect. Otherwise the message was
 	// there already and this copy changed nothing.
@@ -44,7 +47,8 @@ func (s *Store) Commit(ctx context.Context, entries []Entry) error {
 		order[i] = &entries[i]
 	}
 	slices.SortStableFunc(order, func(a, b *Entry) int { return compareIDs(a.Msg.ID, b.Msg.ID) })
-	order = slices.CompactFunc(order, func(a, b *Entry) bool { return a.Msg.ID == b.Msg.ID })
+	// Of anonymous copies in one slot any may be the one that counts: the ledger decides.
+	order = slices.CompactFunc(order, func(a, b *Entry) bool { return a.Msg.ID == b.Msg.ID && !a.Msg.Anonymous })
 
 	tx, err := s.pool.Begin(ctx)
 	if err != nil {

@@ -3,6 +3,7 @@ package store
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"slices"
 	"time"
 
@@ -37,17 +38,32 @@ SELECT i.id, l.occurred_at
   FROM unnest($1::uuid[]) AS i(id)
  CROSS JOIN LATERAL (SELECT occurred_at FROM crossfade_ledger WHERE message_id = i.id) AS l`
 
+// The inserts return no rows. Nearly always every ID is new, which their count
+// tells, and a row for each costs both sides more than the look-up of findOwn now
+// and then. insertLedgerAlike is for batches of one path and outcome.
+const insertLedgerAlike = `
+INSERT INTO crossfade_ledger (message_id, path, outcome)
+SELECT i.id, $2::int2, $3::int2 FROM unnest($1::uuid[]) AS i(id)
+    ON CONFLICT DO NOTHING`
+
 const insertLedger = `
 INSERT INTO crossfade_ledger (message_id, path, outcome)
 SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int2[])
-    ON CONFLICT DO NOTHING
-RETURNING message_id`
+    ON CONFLICT DO NOTHING`
 
 const insertLedgerWide = `
 INSERT INTO crossfade_ledger (message_id, path, outcome, digest, occurred_at)
 SELECT * FROM unnest($1::uuid[], $2::int2[], $3::int2[], $4::int8[], $5::timestamptz[])
-    ON CONFLICT DO NOTHING
-RETURNING message_id`
+    ON CONFLICT DO NOTHING`
+
+// findOwn tells which IDs this very transaction has inserted. A transaction's
+// 32-bit number comes round again, its start (the default of committed_at) does not.
+const findOwn = `
+SELECT i.id
+  FROM unnest($1::uuid[]) AS i(id)
+ CROSS JOIN LATERAL (SELECT FROM crossfade_ledger AS l
+                      WHERE l.message_id = i.id
+                        AND l.xmin = pg_current_xact_id()::xid AND l.committed_at = now()) AS own`
 
 // Known tells, for each copy, whether the ledger has its message.
 func (s *Store) Known(ctx context.Context, copies []pipeline.Identity) ([]bool, error) {
@@ -130,37 +146,71 @@ func compareIDs(a, b pipeline.ID) int { return bytes.Compare(a[:], b[:]) }
 
 // claim inserts the batch's IDs into the ledger and marks the entries that were
 // new: exactly those may take effect. entries are in ID order, without those that
-// the batch itself repeats.
+// the batch itself repeats, except for anonymous ones.
 func claim(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
 	entries, err := settleAnonymous(ctx, tx, entries)
 	if err != nil || len(entries) == 0 {
 		return err
 	}
-	rows, err := insertIDs(ctx, tx, entries)
-	if err != nil {
+	inserted, err := insertIDs(ctx, tx, entries)
+	switch {
+	case err != nil:
 		return err
+	case inserted == int64(len(entries)):
+		for _, e := range entries {
+			e.Fresh = true
+		}
+		return nil
+	case inserted == 0:
+		return nil
+	}
+	fresh, err := markOwn(ctx, tx, entries)
+	if err == nil && fresh != inserted {
+		err = fmt.Errorf("the ledger took %d IDs, of which %d can be told: does a trigger change crossfade_ledger?", inserted, fresh)
+	}
+	return err
+}
+
+// markOwn marks the entries whose IDs the transaction has inserted, and counts them.
+func markOwn(ctx context.Context, tx pgx.Tx, entries []*Entry) (n int64, err error) {
+	ids := make([][16]byte, len(entries))
+	for i, e := range entries {
+		ids[i] = e.Msg.ID
+	}
+	rows, err := tx.Query(ctx, findOwn, ids)
+	if err != nil {
+		return 0, err
 	}
 	defer rows.Close()
 	for rows.Next() {
-		id := pipeline.ID(rows.RawValues()[0])
-		if i, ok := slices.BinarySearchFunc(entries, id, func(e *Entry, id pipeline.ID) int { return compareIDs(e.Msg.ID, id) }); ok {
-			entries[i].Fresh = true
+		id := pipeline.ID(rows.RawValues()[0]) // in binary: NewPool refuses other modes
+		i, ok := slices.BinarySearchFunc(entries, id, func(e *Entry, id pipeline.ID) int { return compareIDs(e.Msg.ID, id) })
+		if !ok {
+			return 0, fmt.Errorf("the ledger took an ID that it was not given: %s", id)
 		}
+		entries[i].Fresh = true
+		n++
 	}
-	return rows.Err()
+	return n, rows.Err()
 }
 
-func insertIDs(ctx context.Context, tx pgx.Tx, entries []*Entry) (pgx.Rows, error) {
+func insertIDs(ctx context.Context, tx pgx.Tx, entries []*Entry) (int64, error) {
 	ids := make([][16]byte, len(entries))
 	paths := make([]int16, len(entries))
 	outcomes := make([]int16, len(entries))
-	wide := false
+	wide, alike := false, true
 	for i, e := range entries {
 		ids[i], paths[i], outcomes[i] = e.Msg.ID, int16(e.Msg.Delivery.Path), int16(e.outcome())
 		wide = wide || e.Msg.Explicit || e.Msg.Anonymous
+		alike = alike && paths[i] == paths[0] && outcomes[i] == outcomes[0]
 	}
-	if !wide {
-		return tx.Query(ctx, insertLedger, ids, paths, outcomes)
+	switch {
+	case !wide && alike:
+		tag, err := tx.Exec(ctx, insertLedgerAlike, ids, paths[0], outcomes[0])
+		return tag.RowsAffected(), err
+	case !wide:
+		tag, err := tx.Exec(ctx, insertLedger, ids, paths, outcomes)
+		return tag.RowsAffected(), err
 	}
 	digests := make([]*int64, len(entries))
 	occurred := make([]*time.Time, len(entries))
@@ -172,7 +222,8 @@ func insertIDs(ctx context.Context, tx pgx.Tx, entries []*Entry) (pgx.Rows, erro
 			occurred[i] = &e.Msg.Occurred
 		}
 	}
-	return tx.Query(ctx, insertLedgerWide, ids, paths, outcomes, digests, occurred)
+	tag, err := tx.Exec(ctx, insertLedgerWide, ids, paths, outcomes, digests, occurred)
+	return tag.RowsAffected(), err
 }
 
 // settleAnonymous takes out the anonymous messages that the ledger, or the batch
@@ -198,8 +249,9 @@ func settleAnonymous(ctx context.Context, tx pgx.Tx, entries []*Entry) ([]*Entry
 	if err != nil {
 		return nil, err
 	}
-	// Earlier occurrences first (the entries are in ID order, which is by slot; within
-	// a slot there is one), so that a batch decides as single messages would.
+	// Earlier slots first (the entries are in ID order), and within a slot in order of
+	// arrival, so that a batch decides as single messages would. One of a slot is
+	// kept at most: all others are within its window.
 	kept := make([]*Entry, 0, len(entries))
 	for _, e := range entries {
 		if e.Msg.Anonymous {

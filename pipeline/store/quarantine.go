@@ -19,6 +19,18 @@ import (
 // the raw bytes.
 const maxIndexed = 256
 
+// bareText and bareType bound, in bytes, the texts of a bare quarantine row: what
+// the columns of the predecessor's tables hold. Such a row has no payload either;
+// the raw bytes have it.
+const (
+	bareText = 64
+	bareType = 32
+)
+
+// maxQuarantineBytes bounds, roughly, the bodies in one INSERT: a protocol message
+// can't exceed 1 GB, and PostgreSQL holds several copies of it in memory.
+const maxQuarantineBytes = 16 << 20
+
 const insertQuarantine = `
 INSERT INTO quarantine_events
        (event_ts, topic, tenant_id, site_id, device_id, msg_type, reason, payload, path, message_id, raw, detail)
@@ -34,32 +46,55 @@ SELECT date_trunc('minute', now()), t, r, n
  ORDER BY t, r
     ON CONFLICT (bucket_minute, tenant_id, reason) DO UPDATE SET cnt = c.cnt + EXCLUDED.cnt`
 
+// writeQuarantine inserts in portions: refused messages may be of any size.
 func writeQuarantine(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
+	counts := make(map[[2]string]int64)
+	for len(entries) > 0 {
+		n, size := 1, len(entries[0].Msg.Delivery.Body)
+		for n < len(entries) && size+len(entries[n].Msg.Delivery.Body) <= maxQuarantineBytes {
+			size += len(entries[n].Msg.Delivery.Body)
+			n++
+		}
+		if err := insertQuarantined(ctx, tx, entries[:n], counts); err != nil {
+			return err
+		}
+		entries = entries[n:]
+	}
+	return count(ctx, tx, counts)
+}
+
+// insertQuarantined adds to counts what it inserts, by tenant and reason.
+func insertQuarantined(ctx context.Context, tx pgx.Tx, entries []*Entry, counts map[[2]string]int64) error {
 	n := len(entries)
 	times, paths, ids := make([]time.Time, n), make([]int16, n), make([][16]byte, n)
 	topics, tenants, sites, devices := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
 	types, payloads, raws := make([]*string, n), make([]*string, n), make([][]byte, n)
 	reasons, details := make([]string, n), make([]string, n)
-	counts := make(map[[2]string]int64)
 	for i, e := range entries {
 		m := e.Msg
 		site, _ := m.Fields.SiteID.Text()
+		topic, text, msgType := pipeline.MaxTopic, maxIndexed, maxIndexed
+		if e.Bare {
+			topic, text, msgType = maxIndexed, bareText, bareType
+		} else {
+			payloads[i] = storablePayload(m)
+		}
 		times[i], paths[i], ids[i] = m.Time, int16(m.Delivery.Path), m.ID
-		topics[i], tenants[i], sites[i] = clean(m.RawTopic, pipeline.MaxTopic), clean(m.Tenant, maxIndexed), clean(site, maxIndexed)
-		devices[i], types[i] = clean(m.Device, maxIndexed), clean(m.MsgType, maxIndexed)
-		payloads[i], raws[i] = storablePayload(m), m.Delivery.Body
-		reasons[i], details[i] = string(e.Reason), e.Detail
+		topics[i], tenants[i], sites[i] = clean(m.RawTopic, topic), clean(m.Tenant, text), clean(site, text)
+		devices[i], types[i] = clean(m.Device, text), clean(m.MsgType, msgType)
+		raws[i], reasons[i], details[i] = m.Delivery.Body, string(e.Reason), e.Detail
+		if raws[i] == nil {
+			raws[i] = []byte{} // an empty body, not an unknown one
+		}
 		tenant := ""
 		if tenants[i] != nil {
 			tenant = *tenants[i]
 		}
 		counts[[2]string{tenant, reasons[i]}]++
 	}
-	if _, err := tx.Exec(ctx, insertQuarantine, times, topics, tenants, sites, devices, types, reasons,
-		payloads, paths, ids, raws, details); err != nil {
-		return err
-	}
-	return count(ctx, tx, counts)
+	_, err := tx.Exec(ctx, insertQuarantine, times, topics, tenants, sites, devices, types, reasons,
+		payloads, paths, ids, raws, details)
+	return err
 }
 
 func count(ctx context.Context, tx pgx.Tx, counts map[[2]string]int64) error {
@@ -78,7 +113,7 @@ func count(ctx context.Context, tx pgx.Tx, counts map[[2]string]int64) error {
 // storablePayload is the payload as jsonb where it can be held; the raw bytes are
 // kept beside it in any case.
 func storablePayload(m *pipeline.Message) *string {
-	if m.Payload.IsNull() {
+	if m.Payload.IsNull() || m.Payload.DeeperThan(pipeline.MaxDepth) {
 		return nil
 	}
 	b, ok := m.Payload.AppendStorable(nil)

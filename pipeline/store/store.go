@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -49,6 +50,10 @@ func NewPool(ctx context.Context, c Config, application string) (*pgxpool.Pool, 
 	if err != nil {
 		return nil, fmt.Errorf("the database URL cannot be read (expected postgres://user@host:port/database): %w", err)
 	}
+	switch mode := pc.ConnConfig.DefaultQueryExecMode; mode {
+	case pgx.QueryExecModeExec, pgx.QueryExecModeSimpleProtocol:
+		return nil, fmt.Errorf("the database URL sets default_query_exec_mode=%s, in which arrays of IDs cannot be sent; behind a connection pooler use describe_exec", strings.ReplaceAll(mode.String(), " ", "_"))
+	}
 	pc.MaxConns = int32(max(c.MaxConns, 2))
 	pc.ConnConfig.ConnectTimeout = 5 * time.Second
 	params := pc.ConnConfig.RuntimeParams
@@ -57,6 +62,8 @@ func NewPool(ctx context.Context, c Config, application string) (*pgxpool.Pool, 
 	params["lock_timeout"] = millis(c.LockTimeout)
 	params["idle_in_transaction_session_timeout"] = millis(c.StatementTimeout)
 	params["timezone"] = "UTC"
+	// Whoever waited for a lock must then see what its holder committed.
+	params["default_transaction_isolation"] = "read committed"
 	pool, err := pgxpool.NewWithConfig(ctx, pc)
 	if err != nil {
 		return nil, fmt.Errorf("prepare the connection pool: %w", err)

@@ -1,0 +1,156 @@
+package store_test
+
+import (
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/store"
+)
+
+func TestDevices(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id, status, provision_token_hash) VALUES
+		('t1', 'd1', 's1', 'ACTIVE', 'ABCDEF'), ('t1', 'd2', NULL, 'REVOKED', NULL), ('t2', 'd1', 's2', 'ACTIVE', 'ab'), ('t1', 'é😀', 's', 'ACTIVE', '')`)
+	key := func(tenant, device string) pipeline.DeviceKey {
+		return pipeline.DeviceKey{Tenant: tenant, Device: device}
+	}
+	got, err := t.Devices(t.Context(), []pipeline.DeviceKey{
+		key("t1", "d1"), key("t1", "d2"), key("t1", "é😀"), key("t1", "D1"), key("t2", "d2"), key("", ""),
+		key("t1", "nul\x00"), key("t1", "\xff"), key("t1", "\xed\xa0\x80"), key("t1", strings.Repeat("x", 60_000)), key("t1", `d1' OR '1'='1`),
+	})
+	t.must(err)
+	want := map[pipeline.DeviceKey]pipeline.Device{
+		key("t1", "d1"): {Site: "s1", Status: "ACTIVE", TokenHash: "abcdef"},
+		key("t1", "d2"): {Status: "REVOKED"},
+		key("t1", "é😀"): {Site: "s", Status: "ACTIVE"},
+	}
+	if !maps.Equal(got, want) {
+		t.Errorf("got %+v", got)
+	}
+	if none, err := t.Devices(t.Context(), []pipeline.DeviceKey{key("\xff", "")}); err != nil || len(none) != 0 {
+		t.Errorf("nothing that can be asked for: %v, %v", none, err)
+	}
+}
+
+func shadow(device, payload string) store.Entry {
+	return entryOf(copyOf("tenant/t1/device/"+device+"/shadow/reported", payload, noon))
+}
+
+// TestShadowReports: a report replaces the state when its version is at least the
+// stored one.
+func TestShadowReports(tt *testing.T) {
+	t := newStoreTest(tt)
+	report := func(version any, n int) store.Entry {
+		v := ""
+		if version != nil {
+			v = fmt.Sprintf(`,"version":%v`, version)
+		}
+		return shadow("d1", fmt.Sprintf(`{"reported":{"n":%d}%s}`, n, v))
+	}
+	for _, c := range []struct {
+		name    string
+		stored  string // version before; "" for no row
+		batches [][]store.Entry
+		want    string // n | version
+	}{
+		{"first", "", [][]store.Entry{{report(3, 1)}}, "1 | 3"},
+		{"first without a version", "", [][]store.Entry{{report(nil, 1)}}, "1 | 0"},
+		{"newer", "3", [][]store.Entry{{report(4, 1)}}, "1 | 4"},
+		{"equal", "3", [][]store.Entry{{report(3, 1)}}, "1 | 3"},
+		{"older", "3", [][]store.Entry{{report(2, 1)}}, "- | 3"},
+		{"without a version, after one", "3", [][]store.Entry{{report(nil, 1)}}, "- | 3"},
+		{"without a version, after none", "0", [][]store.Entry{{report(nil, 1)}}, "1 | 0"},
+		{"out of order in a batch", "", [][]store.Entry{{report(3, 1), report(5, 2), report(4, 3)}}, "2 | 5"},
+		{"out of order across batches", "", [][]store.Entry{{report(5, 1)}, {report(4, 2)}, {report(6, 3)}, {report(5, 4)}}, "3 | 6"},
+		{"equal versions: the last", "", [][]store.Entry{{report(5, 1), report(5, 2)}, {report(5, 3)}}, "3 | 5"},
+		{"equal versions in a batch: the last to arrive", "", [][]store.Entry{{report(5, 9), report(5, 1), report(5, 5)}}, "5 | 5"},
+		{"a copy that is not fresh changes nothing", "", [][]store.Entry{{report(5, 1)}, {report(5, 2)}, {report(5, 1)}}, "2 | 5"},
+		{"refused", "3", [][]store.Entry{{refuse(report(9, 1), pipeline.ShadowInvalid)}}, "- | 3"},
+	} {
+		t.exec(`TRUNCATE device_state, crossfade_ledger`)
+		if c.stored != "" {
+			t.exec(`INSERT INTO device_state (tenant_id, device_id, reported_version, desired_state, last_seen_at) VALUES ('t1', 'd1', $1, '{"keep": 1}', $2)`, c.stored, noon)
+		}
+		for _, batch := range c.batches {
+			t.commit(batch...)
+		}
+		if got := t.row("reported_state ->> 'n', reported_version", "device_state"); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+		if c.stored != "" {
+			t.wantCount(1, `SELECT count(*) FROM device_state WHERE desired_state = '{"keep": 1}' AND last_seen_at = $1`, noon)
+		}
+	}
+	t.exec(`TRUNCATE device_state, crossfade_ledger`)
+	t.commit(shadow("d1", `{"reported":{},"version":9223372036854774784}`), shadow("d2", `{"reported":{"x":[1.50,"é\n"]},"version":1}`),
+		entryOf(copyOf("tenant/t2/device/d1/shadow/reported", `{"reported":{"t":2}}`, noon)))
+	want := "t1 | d1 | s1 | {} | 9223372036854774784 | true\nt1 | d2 | s1 | {\"x\": [1.5, \"é\\n\"]} | 1 | true\nt2 | d1 | s1 | {\"t\": 2} | 0 | true"
+	if got := t.row("tenant_id, device_id, site_id, reported_state, reported_version, shadow_updated_at > now() - interval '1 minute'", "device_state ORDER BY 1"); got != want {
+		t.Errorf("got\n%s\nwant\n%s", got, want)
+	}
+	t.wantCount(0, `SELECT count(*) FROM telemetry`)
+}
+
+// TestShadowRace: the highest version wins, whoever commits last.
+func TestShadowRace(tt *testing.T) {
+	t := newStoreTest(tt)
+	var wg sync.WaitGroup
+	for w := range 8 {
+		wg.Go(func() {
+			for i := range 10 {
+				var batch []store.Entry
+				for d := range 5 {
+					v := (i*8+w)*7%80 + 1
+					batch = append(batch, shadow(fmt.Sprintf("d%d", (d+w)%5), fmt.Sprintf(`{"reported":{"n":%d},"version":%d}`, v, v)))
+				}
+				if err := t.Commit(t.Context(), batch); err != nil {
+					t.Errorf("a batch failed: %v", err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.wantCount(5, `SELECT count(*) FROM device_state WHERE reported_version = 80 AND reported_state = '{"n": 80}'`)
+	t.wantCount(5, `SELECT count(*) FROM device_state`)
+}
+
+// TestCommandAcks: an ack moves the device's own queued command, and nothing else.
+func TestCommandAcks(tt *testing.T) {
+	t := newStoreTest(tt)
+	ack := func(device, payload string) store.Entry {
+		return entryOf(copyOf("tenant/t1/device/"+device+"/commands/ack", payload, noon))
+	}
+	for _, c := range []struct {
+		name, status string
+		acks         []store.Entry
+		want         string // status | acked | details
+	}{
+		{"details", "queued", []store.Entry{ack("d1", `{"command_id":"c1","status":"ok","details":{"b":1.0,"a":"x"}}`)}, `delivered | true | {"a": "x", "b": 1}`},
+		{"no details, no status", "queued", []store.Entry{ack("d1", `{"command_id":"c1"}`)}, `delivered | true | -`},
+		{"status alone", "queued", []store.Entry{ack("d1", `{"command_id":"c1","status":"failed"}`)}, `delivered | true | {"status": "failed"}`},
+		{"status that jsonb can't hold", "queued", []store.Entry{ack("d1", `{"command_id":"c1","status":"\u0000"}`)}, `delivered | true | -`},
+		{"details null", "queued", []store.Entry{ack("d1", `{"command_id":"c1","details":null}`)}, `delivered | true | -`},
+		{"of several the first", "queued", []store.Entry{ack("d1", `{"command_id":"c1","details":{"n":1}}`), ack("d1", `{"command_id":"c1","details":{"n":2}}`)}, `delivered | true | {"n": 1}`},
+		{"another device's", "queued", []store.Entry{ack("d2", `{"command_id":"c1"}`)}, `queued | - | -`},
+		{"another device's, and its own", "queued", []store.Entry{ack("d2", `{"command_id":"c1","details":{"n":1}}`), ack("d1", `{"command_id":"c1","details":{"n":2}}`)}, `delivered | true | {"n": 2}`},
+		{"another tenant's", "queued", []store.Entry{entryOf(copyOf("tenant/t2/device/d1/commands/ack", `{"command_id":"c1"}`, noon))}, `queued | - | -`},
+		{"another command's", "queued", []store.Entry{ack("d1", `{"command_id":"c2"}`)}, `queued | - | -`},
+		{"delivered", "delivered", []store.Entry{ack("d1", `{"command_id":"c1","details":{}}`)}, `delivered | - | -`},
+		{"missed", "missed", []store.Entry{ack("d1", `{"command_id":"c1"}`)}, `missed | - | -`},
+		{"expired", "expired", []store.Entry{ack("d1", `{"command_id":"c1"}`)}, `expired | - | -`},
+		{"refused", "queued", []store.Entry{refuse(ack("d1", `{"command_id":"c1"}`), pipeline.CommandAckInvalid)}, `queued | - | -`},
+	} {
+		t.exec(`TRUNCATE device_commands, crossfade_ledger`)
+		t.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type, status) VALUES ('t1', 'c1', 'd1', 'reboot', $1), ('t3', 'c1', 'd1', 'x', 'queued')`, c.status)
+		t.commit(c.acks...)
+		if got := t.row("status, acked_at > now() - interval '1 minute', ack_details", "device_commands WHERE tenant_id = 't1'"); got != c.want {
+			t.Errorf("%s: %s, want %s", c.name, got, c.want)
+		}
+		t.wantCount(1, `SELECT count(*) FROM device_commands WHERE tenant_id = 't3' AND status = 'queued'`)
+	}
+}
