@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -105,27 +106,25 @@ type Bridge struct {
 	standby    *standby
 	processor  *process.Processor
 	nats       *jetstream.Conn
-	sources    []*running // what Run starts, in order
+	feeds      []feeder // what Run starts, in order
+	jetstream  *feed[*jetstream.Source]
 	mirror     *jetstream.Mirror
+	settings   settings
 	http       *server
 	health     *health
+	self       identity
+	ran        atomic.Bool
 }
 
-// running is a source with what it delivers to.
-type running struct {
-	name string
-	Source
-	mirrors bool // delivers to the mirror instead of the gate
-}
-
-// New wires an instance together. It opens no connection but may read files
-// (certificates, credentials). The caller calls Run afterwards, which also cleans
-// up.
+// New wires an instance together. It reads files (certificates, credentials),
+// begins to connect to NATS, and waits some seconds at most for the first answer
+// of the flags; none of them has to be there. The caller calls Run afterwards,
+// which also cleans up.
 func New(ctx context.Context, c Config) (*Bridge, error) {
 	if err := c.validate(); err != nil {
 		return nil, fmt.Errorf("bridge configuration: %w", err)
 	}
-	b := &Bridge{config: c, log: c.Logger, registry: prometheus.NewRegistry()}
+	b := &Bridge{config: c, log: c.Logger, registry: prometheus.NewRegistry(), self: newIdentity()}
 	b.registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
@@ -147,14 +146,18 @@ func (b *Bridge) wire(ctx context.Context) error {
 		return err
 	}
 	b.gate = &gate{stageOf: func(t string) stage.Stage { return b.tenants.stageOf(t) }}
-	b.standby = newStandby(c.StandbyWait, c.StandbyBuffer, c.Pipeline.IDMember, b.registry, b.log)
+	window := 0
+	if c.MQTT != nil {
+		window = c.MQTT.Window
+	}
+	b.standby = newStandby(c.StandbyWait, c.StandbyBuffer, window, c.Pipeline.IDMember, b.registry, b.log)
 	options := c.Pipeline
 	options.Committed, options.Logger, options.Registry = b.standby.durable, b.log, b.registry
 	if b.processor, err = process.New(b.store, options); err != nil {
 		return err
 	}
 	b.standby.recent, b.standby.known = b.processor.Recent, b.store.Known
-	b.standby.process, b.standby.decide = b.processor.Submit, b.gate.decide
+	b.standby.process, b.standby.decide, b.standby.arrived = b.processor.Submit, b.gate.decide, b.gate.arrivals
 	b.gate.process, b.gate.hold = b.processor.Submit, b.standby.hold
 	b.health = newHealth()
 	if err := b.wireSources(); err != nil {
@@ -216,37 +219,41 @@ func (b *Bridge) wireSources() error {
 func (b *Bridge) makeSources() error {
 	c := &b.config
 	if c.MQTT != nil {
-		mqtt := *c.MQTT
-		mqtt.Logger = b.log.With("part", "mqtt")
-		s, err := legacy_mqtt.New(mqtt)
+		f, err := newFeed("mqtt", b.gate.deliver, b.mqttSource(*c.MQTT, "mqtt"))
 		if err != nil {
 			return err
 		}
-		b.sources = append(b.sources, &running{name: "mqtt", Source: s})
-		b.registry.MustRegister(mqttCollector{s, "mqtt"})
+		b.feeds = append(b.feeds, f)
+		b.registry.MustRegister(mqttCollector{f.source, "mqtt"})
 	}
 	if c.JetStream != nil {
-		s, err := jetstream.NewSource(b.nats, *c.JetStream, b.log.With("part", "jetstream"))
+		f, err := newFeed("jetstream", b.gate.deliver, func() (*jetstream.Source, error) {
+			return jetstream.NewSource(b.nats, *c.JetStream, b.log.With("part", "jetstream"))
+		})
 		if err != nil {
 			return err
 		}
-		b.sources = append(b.sources, &running{name: "jetstream", Source: s})
-		b.registry.MustRegister(jetstreamCollector{s})
+		b.feeds, b.jetstream = append(b.feeds, f), f
+		b.registry.MustRegister(jetstreamCollector{f.source})
 	}
 	if c.Mirror != nil {
-		mqtt := *c.Mirror
-		mqtt.Logger = b.log.With("part", "mirror")
-		s, err := legacy_mqtt.New(mqtt)
-		if err != nil {
-			return fmt.Errorf("mirror: %w", err)
-		}
+		var err error
 		if b.mirror, err = jetstream.NewMirror(b.nats, jetstream.DefaultMirrorConfig(), b.log.With("part", "mirror")); err != nil {
 			return err
 		}
-		b.sources = append(b.sources, &running{name: "mirror", Source: s, mirrors: true})
-		b.registry.MustRegister(mqttCollector{s, "mirror"}, mirrorCollector{b.mirror})
+		f, err := newFeed("mirror", b.mirror.Deliver, b.mqttSource(*c.Mirror, "mirror"))
+		if err != nil {
+			return err
+		}
+		b.feeds = append(b.feeds, f)
+		b.registry.MustRegister(mqttCollector{f.source, "mirror"}, mirrorCollector{b.mirror})
 	}
 	return nil
+}
+
+func (b *Bridge) mqttSource(c legacy_mqtt.Config, part string) func() (*legacy_mqtt.Source, error) {
+	c.Logger = b.log.With("part", part)
+	return func() (*legacy_mqtt.Source, error) { return legacy_mqtt.New(c) }
 }
 
 func (b *Bridge) closeNATS(ctx context.Context) error {

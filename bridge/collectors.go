@@ -33,23 +33,23 @@ func sourceMetrics(ch chan<- prometheus.Metric, source, part string, received, a
 // Unchecked collectors: two sessions share the descriptions, which Describe would
 // have the registry refuse.
 type mqttCollector struct {
-	source *legacy_mqtt.Source
+	source func() *legacy_mqtt.Source
 	name   string
 }
 
 func (mqttCollector) Describe(chan<- *prometheus.Desc) {}
 
 func (c mqttCollector) Collect(ch chan<- prometheus.Metric) {
-	s := c.source.Stats()
+	s := c.source().Stats()
 	sourceMetrics(ch, c.name, "session", s.Received, s.Acked, s.Released, s.Connections, float64(s.InHand))
 }
 
-type jetstreamCollector struct{ source *jetstream.Source }
+type jetstreamCollector struct{ source func() *jetstream.Source }
 
 func (jetstreamCollector) Describe(chan<- *prometheus.Desc) {}
 
 func (c jetstreamCollector) Collect(ch chan<- prometheus.Metric) {
-	for _, s := range c.source.Stats() {
+	for _, s := range c.source().Stats() {
 		sourceMetrics(ch, "jetstream", s.Consumer, s.Received, s.Acked, s.Released, s.FetchErrors, float64(s.InHand))
 		ch <- prometheus.MustNewConstMetric(descExtended, prometheus.CounterValue, float64(s.Extensions), s.Consumer)
 	}

@@ -11,8 +11,11 @@
 //
 //	legacy_mqtt.Source (a session of its own) ─► jetstream.Mirror      with --mirror
 //
-// Goroutines: one per source, one for standby, one for tenants, one that makes
-// and drops partitions, one for the heartbeat, the processor's workers, and the
-// HTTP server's. [Bridge.Run] starts them all and stops them in order: intake,
-// what is in hand, acknowledgements, connections.
+// Goroutines: one per source, which is made anew when it ends with an error; one for
+// standby, and one that tells it when JetStream has stopped delivering; one each
+// for the facts, the wishes and the notifications of the tenants; one that makes and
+// drops partitions, one that sets JetStream up and looks for dangerous settings, one
+// for the heartbeat, the processor's workers, and the HTTP server's. [Bridge.Run]
+// starts them all and stops them in order: intake, what is in hand,
+// acknowledgements, connections.
 package bridge

@@ -25,6 +25,9 @@ func (g *gate) deliver(d pipeline.Delivery) {
 	g.process(d)
 }
 
+// arrivals is how many copies have come by a path.
+func (g *gate) arrivals(p pipeline.Path) uint64 { return g.arrived[p].Load() }
+
 // decide looks at nothing but the path and the tenant that the transport names. A
 // copy that names no tenant is nobody's to decide about: it is processed on
 // either path, and the ledger lets one of them count.

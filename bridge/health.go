@@ -76,14 +76,18 @@ func (b *Bridge) wireHealth() {
 			}
 			return b.processor.Health()
 		}},
+		{"instance", true, b.self.trouble.err},
 		{"stages", false, b.tenants.health},
 		{"flags", false, b.flags.Health},
 	}
-	for _, s := range b.sources {
-		h.checks = append(h.checks, dependency{s.name, !s.mirrors, s.Health})
+	for _, f := range b.feeds {
+		h.checks = append(h.checks, dependency{f.label(), f.label() != "mirror", f.health})
 	}
 	if b.mirror != nil {
 		h.checks = append(h.checks, dependency{"mirror_publisher", false, b.mirror.Health})
+	}
+	if b.jetstream != nil {
+		h.checks = append(h.checks, dependency{"jetstream_settings", false, b.settings.trouble.err})
 	}
 	b.http = newServer(b.config.Listen, b.routes())
 }

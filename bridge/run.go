@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"sync"
 	"time"
@@ -15,8 +14,13 @@ import (
 // in hand is written and acknowledged, then the connections. It returns nil when
 // all of that was done within ShutdownTimeout; otherwise the error says what was
 // left, which is delivered again at the next start. It returns early with an error
-// when the database is not set up (store.ErrSchema) or the address is taken.
+// when the database is not set up (store.ErrSchema), the address is taken, or no
+// source is left that runs; one source alone that fails is tried again, and
+// readiness names it. A second Run is an error.
 func (b *Bridge) Run(ctx context.Context) error {
+	if !b.ran.CompareAndSwap(false, true) {
+		return errors.New("bridge: Run was called before; make a new instance with New")
+	}
 	if err := b.http.start(); err != nil {
 		return errors.Join(err, b.closeAll(ctx))
 	}
@@ -38,14 +42,19 @@ func (b *Bridge) Run(ctx context.Context) error {
 	workers.start(work, b.processor.Run)
 	standing.start(work, b.standby.run)
 	if b.mirror != nil {
-		mirroring.start(work, func(ctx context.Context) { _ = b.mirror.Run(ctx) })
-	}
-	for _, s := range b.sources {
-		taking.start(intake, func(ctx context.Context) {
-			if err := s.Run(ctx, b.deliverTo(s)); err != nil {
-				stopIntake(fmt.Errorf("%s: %w", s.name, err))
+		mirroring.start(work, func(ctx context.Context) {
+			if err := b.mirror.Run(ctx); err != nil {
+				b.log.Error("the mirror has stopped", "error", err)
 			}
 		})
+	}
+	if b.jetstream != nil {
+		background.start(work, b.watchSettings)
+		background.start(work, b.watchStalls)
+	}
+	ended := b.endings(stopIntake)
+	for _, f := range b.feeds {
+		taking.start(intake, func(ctx context.Context) { f.run(ctx, func(err error) { ended(f, err) }) })
 	}
 	b.log.Info("running", "instance", b.config.Instance, "version", b.config.Version, "listen", b.http.address())
 
@@ -57,8 +66,32 @@ func (b *Bridge) Run(ctx context.Context) error {
 	return errors.Join(fatal, b.stop(ctx, &taking, &standing, &workers, &mirroring, &background))
 }
 
-// stop ends an instance in order. Each step is bounded by what is left of
-// ShutdownTimeout.
+// endings is told of sources that have ended with an error. The instance works on
+// with the others; only when all stand still there is nothing to stay for.
+func (b *Bridge) endings(stop context.CancelCauseFunc) func(feeder, error) {
+	var mu sync.Mutex
+	told := make(map[feeder]bool)
+	return func(f feeder, err error) {
+		mu.Lock()
+		defer mu.Unlock()
+		if !told[f] {
+			told[f] = true
+			b.log.Error("a source has stopped and is tried again; mend it meanwhile", "source", f.label(), "error", err)
+		}
+		var all []error
+		for _, f := range b.feeds {
+			err := f.failure()
+			if err == nil {
+				return
+			}
+			all = append(all, err)
+		}
+		stop(errors.Join(all...))
+	}
+}
+
+// stop ends an instance in order. Draining is bounded by ShutdownTimeout; what
+// follows takes some seconds at most.
 func (b *Bridge) stop(ctx context.Context, taking, standing, workers, mirroring, background *group) error {
 	began := time.Now()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), b.config.ShutdownTimeout)
@@ -71,16 +104,26 @@ func (b *Bridge) stop(ctx context.Context, taking, standing, workers, mirroring,
 	errs = append(errs, b.processor.Drain(ctx))
 	workers.stop()
 	mirroring.stop()
-	for _, s := range b.sources {
-		if err := s.Close(ctx); err != nil {
-			errs = append(errs, fmt.Errorf("close %s: %w", s.name, err))
-		}
+	// What is acknowledged must reach the brokers, even if draining has used up the time.
+	closing, cancelClosing := context.WithTimeout(context.WithoutCancel(ctx), b.closingTime(ctx))
+	defer cancelClosing()
+	for _, f := range b.feeds {
+		errs = append(errs, f.close(closing))
 	}
 	background.stop()
-	errs = append(errs, b.signOff(ctx), b.closeAll(ctx))
+	if err := b.signOff(closing); err != nil {
+		b.log.Warn("the instance shows as running until its heartbeat is too old", "error", err)
+	}
+	errs = append(errs, b.closeAll(ctx))
 	err := errors.Join(errs...)
 	b.log.Info("stopped", "seconds", time.Since(began).Seconds(), "clean", err == nil)
 	return err
+}
+
+// closingTime is what is left of ctx, and never less than what closing needs.
+func (b *Bridge) closingTime(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline()
+	return max(time.Until(deadline), 3*time.Second)
 }
 
 // closeAll closes what New opened, apart from the sources.
@@ -90,13 +133,6 @@ func (b *Bridge) closeAll(ctx context.Context) error {
 	err := errors.Join(b.flags.Close(ctx), b.closeNATS(ctx), b.http.stop(ctx))
 	b.store.Close()
 	return err
-}
-
-func (b *Bridge) deliverTo(s *running) deliverFunc {
-	if s.mirrors {
-		return b.mirror.Deliver
-	}
-	return b.gate.deliver
 }
 
 // prepare waits for PostgreSQL for as long as it takes, refuses a database that is
@@ -132,7 +168,7 @@ func (b *Bridge) prepareOnce(ctx context.Context) error {
 	if err := store.VerifySchema(ctx, b.store.Pool()); err != nil {
 		return err
 	}
-	if err := b.partitions.Ensure(ctx, time.Now()); err != nil {
+	if err := b.ensurePartitions(ctx); err != nil {
 		return err
 	}
 	if err := b.tenants.load(ctx); err != nil {
@@ -143,6 +179,27 @@ func (b *Bridge) prepareOnce(ctx context.Context) error {
 	}
 	b.health.postgres.Store(nil)
 	b.health.started.Store(true)
+	return nil
+}
+
+// partitionsPatience bounds the making of partitions before intake begins.
+const partitionsPatience = 30 * time.Second
+
+// ensurePartitions makes the partitions of these days before anything is taken in.
+// Where it cannot, though PostgreSQL answers (a long transaction holds a lock,
+// another instance is at it), ingest does not wait: rows go to the default
+// partitions, and maintenance goes on trying.
+func (b *Bridge) ensurePartitions(ctx context.Context) error {
+	bounded, cancel := context.WithTimeout(ctx, partitionsPatience)
+	defer cancel()
+	err := b.partitions.Ensure(bounded, time.Now())
+	if err == nil || ctx.Err() != nil || errors.Is(err, store.ErrSchema) {
+		return err
+	}
+	if away := b.store.Ping(ctx); away != nil {
+		return err
+	}
+	b.log.Warn("partitions could not be made yet; ingest begins in the default partitions", "error", err)
 	return nil
 }
 

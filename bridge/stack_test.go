@@ -2,7 +2,9 @@ package bridge_test
 
 import (
 	"context"
+	"io"
 	"log/slog"
+	"net/http"
 	"os"
 	"testing"
 	"time"
@@ -105,6 +107,22 @@ func (s *stack) launch(c bridge.Config) *instance {
 	go func() { i.done <- b.Run(ctx) }()
 	s.t.Cleanup(func() { i.shutdown() })
 	return i
+}
+
+// metrics is what /metrics answers.
+func (i *instance) metrics() string {
+	i.t.Helper()
+	defer http.DefaultClient.CloseIdleConnections()
+	res, err := http.Get("http://" + i.Address() + "/metrics")
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil {
+		i.t.Fatal(err)
+	}
+	return string(body)
 }
 
 // shutdown stops gracefully and returns what Run returned; twice is fine.

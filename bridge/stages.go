@@ -72,19 +72,23 @@ type move struct {
 }
 
 // moveStages changes stages by compare-and-set, all in one statement, and writes
-// their history. Rows whose revision has moved on are left alone.
+// their history. Rows whose revision has moved on are left alone. A revision is
+// also above all that the history knows, since rows of a tenant that was removed
+// and has come back, or that a backup has brought back, must not collide with what
+// was written there: one such tenant would keep all others where they are.
 const moveStages = `
 WITH wanted AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int8[]) AS u(tenant_id, from_stage, to_stage, revision)
+    SELECT u.*, coalesce((SELECT max(h.revision) FROM crossfade_stage_history AS h WHERE h.tenant_id = u.tenant_id), 0) AS past
+      FROM unnest($1::text[], $2::text[], $3::text[], $4::int8[]) AS u(tenant_id, from_stage, to_stage, revision)
 ), moved AS (
     UPDATE crossfade_stages AS s
-       SET stage = w.to_stage, revision = s.revision + 1, since = now(), changed_by = $5, reason = $6
+       SET stage = w.to_stage, revision = greatest(s.revision, w.past) + 1, since = now(), changed_by = $5, reason = $6
       FROM wanted AS w
      WHERE s.tenant_id = w.tenant_id AND s.revision = w.revision AND w.revision > 0
  RETURNING s.tenant_id, s.revision, w.from_stage, s.stage
 ), added AS (
     INSERT INTO crossfade_stages (tenant_id, stage, revision, changed_by, reason)
-    SELECT tenant_id, to_stage, 1, $5, $6 FROM wanted WHERE revision = 0
+    SELECT tenant_id, to_stage, past + 1, $5, $6 FROM wanted WHERE revision = 0
         ON CONFLICT DO NOTHING
  RETURNING tenant_id, revision, NULL::text, stage
 )
@@ -94,21 +98,21 @@ SELECT *, $5, $6 FROM moved
 SELECT *, $5, $6 FROM added`
 
 // stageLock serializes instances that move stages, so that they do not lock rows
-// in different orders; one that does not get it reads what the other did.
+// in different orders. Who waited finds the revisions moved on and changes only
+// what the other did not.
 const stageLock = 0x63726f7373667374 // "crossfst"
 
-// apply carries out moves, unless another instance is at it.
+// apply carries out those moves whose tenants are still where they started from.
 func apply(ctx context.Context, pool *pgxpool.Pool, moves []move, by, reason string) error {
+	var tenants, from, to []string
+	var revisions []int64
+	for _, m := range moves {
+		tenants, from, to = append(tenants, m.tenant), append(from, string(m.from)), append(to, string(m.to))
+		revisions = append(revisions, m.revision)
+	}
 	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
-		var mine bool
-		if err := tx.QueryRow(ctx, `SELECT pg_try_advisory_xact_lock($1)`, int64(stageLock)).Scan(&mine); err != nil || !mine {
+		if _, err := tx.Exec(ctx, `SELECT pg_advisory_xact_lock($1)`, int64(stageLock)); err != nil {
 			return err
-		}
-		var tenants, from, to []string
-		var revisions []int64
-		for _, m := range moves {
-			tenants, from, to = append(tenants, m.tenant), append(from, string(m.from)), append(to, string(m.to))
-			revisions = append(revisions, m.revision)
 		}
 		_, err := tx.Exec(ctx, moveStages, tenants, from, to, revisions, by, reason)
 		return err

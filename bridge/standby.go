@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -14,15 +15,8 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-const (
-	// standbyTick is how often waits are looked at, and so how exact they are.
-	standbyTick = 20 * time.Millisecond
-	// ledgerBeat is how often the ledger is asked about copies that this instance
-	// did not see committed: their siblings went through another one.
-	ledgerBeat = 200 * time.Millisecond
-	// ledgerBatch is the most copies asked about at once.
-	ledgerBatch = 2000
-)
+// standbyTick is how often waits are looked at, and so how exact they are.
+const standbyTick = 20 * time.Millisecond
 
 // standby holds copies of the path that is not authoritative, unacknowledged,
 // until their message is durable. It is sure only of what the ledger says, or of
@@ -31,31 +25,34 @@ const (
 //
 // A held MQTT copy keeps back the PUBACKs of everything behind it, of every
 // tenant. So besides its age the distance counts: an MQTT copy is rescued once
-// `buffer` others have arrived behind it, long before the session's window is
-// full. JetStream acknowledges in any order, so there only their number counts.
+// `distance` others have arrived behind it, whether those stand by or not, long
+// before the session's window is full. JetStream acknowledges in any order, so
+// there only their number counts, and whether the server has stopped delivering
+// for want of acknowledgements (relieve).
 //
 // All state belongs to the goroutine of run.
 type standby struct {
-	wait    time.Duration
-	buffer  int
-	decoder *pipeline.Decoder
-	recent  func(*pipeline.Identity) bool
-	known   func(context.Context, []pipeline.Identity) ([]bool, error)
-	process func(pipeline.Delivery)
-	decide  func(*pipeline.Delivery) stage.Action
-	log     *slog.Logger
+	wait     time.Duration
+	buffer   int    // held at most, per path
+	distance uint64 // arrivals behind a held MQTT copy at most
+	decoder  *pipeline.Decoder
+	recent   func(*pipeline.Identity) bool
+	known    func(context.Context, []pipeline.Identity) ([]bool, error)
+	process  func(pipeline.Delivery)
+	decide   func(*pipeline.Delivery) stage.Action
+	arrived  func(pipeline.Path) uint64 // arrivals so far, those included that do not stand by
+	log      *slog.Logger
 
 	intake    *batchqueue.Queue[waiting]
 	committed *batchqueue.Queue[[]pipeline.Identity]
-	restaged  chan struct{} // a tenant's authority has moved
-	answers   chan answer
-	asking    bool
-	asked     time.Time
+	restaged  chan struct{}      // a tenant's authority has moved
+	stalled   chan pipeline.Path // nothing more comes until something is settled
+	inquiry   inquiry
 
 	held  map[pipeline.ID]*heldCopy // by key; copies of equal key are chained
-	order [3][]*heldCopy            // by path, in order of arrival
-	count [3]int                    // by path: held now
+	lines [3]line                   // by path
 	last  [3]uint64                 // by path: the newest arrival's number
+	now   [3]atomic.Int64           // by path: held, for those who ask from outside
 	stats [3]map[string]prometheus.Counter
 	gauge *prometheus.GaugeVec
 	skew  *prometheus.HistogramVec
@@ -71,34 +68,35 @@ type waiting struct {
 
 type heldCopy struct {
 	waiting
-	identity pipeline.Identity
-	done     bool
-	next     *heldCopy // of the same key
-}
-
-// answer is what the ledger said of some copies.
-type answer struct {
-	copies []*heldCopy
-	known  []bool
-	err    error
+	identity   pipeline.Identity
+	done       bool
+	askAt      time.Time // when the ledger is to be asked about it next
+	prev, next *heldCopy // of the same key
 }
 
 // The ways in which standing by ends; label values of crossfade_standby_total.
 const (
 	endMatched     = "matched"      // the message is durable: acknowledged
 	endRescuedWait = "rescued_wait" // the wait was over
-	endRescuedFull = "rescued_full" // too much behind it, or too many held
+	endRescuedFull = "rescued_full" // too much behind it, too many held, or the path stalled
 	endPromoted    = "promoted"     // its path became authoritative meanwhile
 	endIgnored     = "ignored"      // downlink
 )
 
-func newStandby(wait time.Duration, buffer int, idMember string, reg prometheus.Registerer, log *slog.Logger) *standby {
+// newStandby makes a standby for a session whose broker sends no more than window
+// unacknowledged MQTT messages; 0 where there is no such session.
+func newStandby(wait time.Duration, buffer, window int, idMember string, reg prometheus.Registerer, log *slog.Logger) *standby {
+	distance := buffer
+	if window > 0 {
+		distance = max(min(buffer, window/2), 1)
+	}
 	s := &standby{
-		wait: wait, buffer: buffer, decoder: pipeline.NewDecoder(idMember), log: log,
+		wait: wait, buffer: buffer, distance: uint64(distance), decoder: pipeline.NewDecoder(idMember), log: log,
 		intake:    batchqueue.New[waiting](),
 		committed: batchqueue.New[[]pipeline.Identity](),
 		restaged:  make(chan struct{}, 1),
-		answers:   make(chan answer, 1),
+		stalled:   make(chan pipeline.Path, 1),
+		inquiry:   inquiry{answers: make(chan answer, 1)},
 		held:      make(map[pipeline.ID]*heldCopy),
 		gauge: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "crossfade_standby_held",
 			Help: "Copies that stand by, unacknowledged, by path."}, []string{"path"}),
@@ -136,6 +134,18 @@ func (s *standby) restage() {
 	}
 }
 
+// relieve makes standby rescue the older half of what a path holds: its server
+// delivers nothing more before something is settled. It does not block.
+func (s *standby) relieve(p pipeline.Path) {
+	select {
+	case s.stalled <- p:
+	default:
+	}
+}
+
+// holds is how many copies of a path stand by.
+func (s *standby) holds(p pipeline.Path) int { return int(s.now[p].Load()) }
+
 // run works until ctx ends, and then gives back what is still held.
 func (s *standby) run(ctx context.Context) {
 	tick := time.NewTicker(standbyTick)
@@ -157,13 +167,26 @@ func (s *standby) run(ctx context.Context) {
 				s.confirm(ids)
 			}
 			clear(durable)
-		case a := <-s.answers:
+		case a := <-s.inquiry.answers:
 			s.answered(a)
 		case <-s.restaged:
 			s.reconsider()
+		case p := <-s.stalled:
+			s.rescueHalf(p)
 		case <-tick.C:
 			s.expire()
+			s.makeRoom()
 			s.ask(ctx)
+		}
+		s.show()
+	}
+}
+
+// show tells the outside how many are held.
+func (s *standby) show() {
+	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
+		if n := int64(s.lines[p].live); s.now[p].Swap(n) != n {
+			s.gauge.WithLabelValues(p.String()).Set(float64(n))
 		}
 	}
 }
@@ -172,15 +195,15 @@ func (s *standby) end() {
 	for _, w := range s.intake.Poll(nil, math.MaxInt) {
 		s.giveBack(&w.Delivery)
 	}
-	for _, copies := range s.order {
-		for _, h := range copies {
-			if !h.done {
-				s.giveBack(&h.Delivery)
-			}
+	for p := range s.lines {
+		for h := range s.lines[p].each() {
+			s.drop(h)
+			s.giveBack(&h.Delivery)
 		}
 	}
-	if s.asking {
-		<-s.answers
+	s.show()
+	if s.inquiry.asking {
+		<-s.inquiry.answers
 	}
 }
 
@@ -207,180 +230,8 @@ func (s *standby) arrive(arrivals []waiting) {
 		case s.recent(&h.identity):
 			s.finish(h, endMatched)
 		default:
-			key := heldKey(&h.identity)
-			h.next = s.held[key]
-			s.held[key] = h
-			s.order[w.Path] = append(s.order[w.Path], h)
-			s.count[w.Path]++
+			s.keep(h)
 		}
 	}
-	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
-		s.makeRoom(p)
-		s.gauge.WithLabelValues(p.String()).Set(float64(s.count[p]))
-	}
-}
-
-// heldKey is what all copies of a message have in common, anonymous ones included.
-func heldKey(c *pipeline.Identity) pipeline.ID {
-	if c.Anonymous {
-		return c.ID.Content()
-	}
-	return c.ID
-}
-
-// confirm acknowledges the held copies of messages that are durable.
-func (s *standby) confirm(ids []pipeline.Identity) {
-	if len(s.held) == 0 {
-		return
-	}
-	for i := range ids {
-		for h := s.held[heldKey(&ids[i])]; h != nil; {
-			next := h.next
-			if !ids[i].Anonymous || pipeline.SameOccurrence(ids[i].Occurred, h.identity.Occurred) {
-				s.drop(h)
-				s.finish(h, endMatched)
-			}
-			h = next
-		}
-	}
-}
-
-// expire rescues what has waited long enough.
-func (s *standby) expire() {
-	now := time.Now()
-	for p := range s.order {
-		s.trim(p)
-		for _, h := range s.order[p] {
-			if now.Sub(h.at) < s.wait {
-				break
-			}
-			if !h.done {
-				s.drop(h)
-				s.finish(h, endRescuedWait)
-			}
-		}
-		s.trim(p)
-	}
-}
-
-// makeRoom rescues the oldest copies of a path while there are too many, or too
-// much has arrived behind them.
-func (s *standby) makeRoom(p pipeline.Path) {
-	s.trim(int(p))
-	for _, h := range s.order[p] {
-		full := s.count[p] > s.buffer
-		if p == pipeline.PathMQTT {
-			full = full || s.last[p]-h.seq > uint64(s.buffer)
-		}
-		if !full {
-			break
-		}
-		if !h.done {
-			s.drop(h)
-			s.finish(h, endRescuedFull)
-		}
-	}
-	s.trim(int(p))
-}
-
-// trim forgets what is done at the old end.
-func (s *standby) trim(p int) {
-	n := 0
-	for n < len(s.order[p]) && s.order[p][n].done {
-		n++
-	}
-	if n > 0 {
-		s.order[p] = slices.Delete(s.order[p], 0, n)
-	}
-}
-
-// reconsider releases to the pipeline what no longer has to stand by.
-func (s *standby) reconsider() {
-	for p := range s.order {
-		for _, h := range s.order[p] {
-			if !h.done && s.decide(&h.Delivery) == stage.Process {
-				s.drop(h)
-				s.finish(h, endPromoted)
-			}
-		}
-		s.trim(p)
-	}
-}
-
-// ask starts a look-up in the ledger for the oldest held copies, unless one is
-// under way. It runs beside the loop: a slow database must not stop the clock.
-func (s *standby) ask(ctx context.Context) {
-	if s.asking || time.Since(s.asked) < ledgerBeat {
-		return
-	}
-	var copies []*heldCopy
-	var ids []pipeline.Identity
-	for p := range s.order {
-		for _, h := range s.order[p] {
-			if len(copies) == ledgerBatch || time.Since(h.at) < ledgerBeat/2 {
-				break
-			}
-			if !h.done {
-				copies, ids = append(copies, h), append(ids, h.identity)
-			}
-		}
-	}
-	if len(copies) == 0 {
-		return
-	}
-	s.asking, s.asked = true, time.Now()
-	go func() {
-		known, err := s.known(ctx, ids)
-		s.answers <- answer{copies, known, err}
-	}()
-}
-
-func (s *standby) answered(a answer) {
-	s.asking = false
-	if a.err != nil {
-		s.log.Debug("the ledger could not be asked about copies that stand by", "copies", len(a.copies), "error", a.err)
-		return
-	}
-	for i, h := range a.copies {
-		if a.known[i] && !h.done {
-			s.drop(h)
-			s.finish(h, endMatched)
-		}
-	}
-}
-
-// drop takes a copy out of held; order forgets it when it is the oldest.
-func (s *standby) drop(h *heldCopy) {
-	key := heldKey(&h.identity)
-	for at := s.held[key]; at != nil; at = at.next {
-		if at == h {
-			s.held[key] = h.next
-			break
-		}
-		if at.next == h {
-			at.next = h.next
-			break
-		}
-	}
-	if s.held[key] == nil {
-		delete(s.held, key)
-	}
-	h.done = true
-	s.count[h.Path]--
-}
-
-// finish settles a copy or hands it on, and counts how its standing by ended.
-func (s *standby) finish(h *heldCopy, end string) {
-	s.stats[h.Path][end].Inc()
-	switch end {
-	case endMatched:
-		s.skew.WithLabelValues(h.Path.String()).Observe(time.Since(h.at).Seconds())
-		fallthrough
-	case endIgnored:
-		if err := h.Receipt.Ack(); err != nil {
-			s.log.Debug("a copy that stood by could not be acknowledged; it comes again and is known", "path", h.Path.String(), "error", err)
-		}
-	default:
-		s.process(h.Delivery)
-	}
+	s.makeRoom()
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -27,14 +28,14 @@ type bench struct {
 	acked    []string
 	released []string
 	rescued  []string
-	seq      uint64
+	seq      [3]atomic.Uint64 // by path
 	cancel   context.CancelFunc
 	ended    chan struct{}
 }
 
 func newBench(t *testing.T, wait time.Duration, buffer int) *bench {
 	b := &bench{ledger: make(map[pipeline.ID]bool), ended: make(chan struct{})}
-	b.standby = newStandby(wait, buffer, "message_id", prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	b.standby = newStandby(wait, buffer, 8*buffer, "message_id", prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	b.recent = func(*pipeline.Identity) bool { return false }
 	b.known = func(_ context.Context, copies []pipeline.Identity) ([]bool, error) {
 		b.mu.Lock()
@@ -48,6 +49,7 @@ func newBench(t *testing.T, wait time.Duration, buffer int) *bench {
 		}
 		return known, nil
 	}
+	b.arrived = func(p pipeline.Path) uint64 { return b.seq[p].Load() }
 	b.process = func(d pipeline.Delivery) { b.note(&b.rescued, d.Receipt.(*slip).name) }
 	b.decide = func(*pipeline.Delivery) stage.Action {
 		b.mu.Lock()
@@ -98,8 +100,7 @@ func (b *bench) take(path pipeline.Path, name, body string) pipeline.Identity {
 	}
 	var m pipeline.Message
 	pipeline.NewDecoder("message_id").Decode(&m, &d)
-	b.seq++
-	b.hold(d, b.seq)
+	b.hold(d, b.seq[path].Add(1))
 	return m.Identity
 }
 
@@ -170,12 +171,12 @@ func TestStandbyNeverStallsTheSession(t *testing.T) {
 		b := newBench(t, time.Hour, 10)
 		defer b.stop()
 		b.take(pipeline.PathMQTT, "a", numbered(1))
-		b.seq += 10 // other tenants' messages, which do not stand by
+		b.seq[pipeline.PathMQTT].Add(10) // other tenants' messages, which do not stand by
 		b.take(pipeline.PathMQTT, "b", numbered(2))
 		synctest.Wait()
 		expect(t, "rescued by distance", b.seen(&b.rescued), "a")
 		b.take(pipeline.PathJetStream, "c", numbered(3))
-		b.seq += 1000
+		b.seq[pipeline.PathJetStream].Add(1000)
 		b.take(pipeline.PathJetStream, "d", numbered(4))
 		synctest.Wait()
 		expect(t, "JetStream acknowledges in any order", b.seen(&b.rescued), "a")

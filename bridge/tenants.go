@@ -2,9 +2,9 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,19 +21,16 @@ import (
 // topics are hostile input.
 const maxNewTenants = 10_000
 
-// Wishes says which stage is wanted for a tenant; flags.Client is one. Anything
-// but a clean answer is an error, upon which the tenant stays where it is.
-type Wishes interface {
-	// Wish takes no longer than its own time-out and ctx.
-	Wish(ctx context.Context, tenant string) (stage.Stage, error)
-	// Changes signals that answers may differ from those given before.
-	Changes() <-chan struct{}
-}
+// factsPause is the least between two readings of the facts, however many
+// notifications come.
+const factsPause = 20 * time.Millisecond
 
 // tenants knows the stage of every tenant, and moves it towards the wish. Facts
 // are rows of crossfade_stages; every instance follows them by notification, and
 // on a slow beat in case one was lost. Wishes are evaluated on their own change
-// signal and on the same beat, never per message.
+// signal and on the same beat, never per message. The two are followed side by
+// side: a flag service that is slow must not keep an instance from hearing what
+// another has moved.
 type tenants struct {
 	pool     *pgxpool.Pool
 	wishes   Wishes
@@ -43,21 +40,24 @@ type tenants struct {
 	moved    func() // some tenant's authority may have changed
 	log      *slog.Logger
 
-	facts atomic.Pointer[map[string]Fact]
-	kick  chan struct{}
+	reading sync.Mutex // so that an older reading never replaces a newer one
+	facts   atomic.Pointer[map[string]Fact]
+	kick    chan struct{} // the facts may have changed
+	met     chan struct{} // a tenant without a row was met
 
 	mu   sync.Mutex
 	seen map[string]struct{} // in traffic, without a row, since the last beat
 
-	held    prometheus.Gauge
-	warned  map[string]bool // tenants whose wish had no clean answer last time
-	trouble atomic.Pointer[error]
+	held       prometheus.Gauge
+	unanswered int // tenants without a clean answer last time
+	unread     trouble
+	unmoved    trouble
 }
 
 func newTenants(pool *pgxpool.Pool, wishes Wishes, instance string, standard stage.Stage, beat time.Duration, moved func(), reg prometheus.Registerer, log *slog.Logger) *tenants {
 	t := &tenants{
 		pool: pool, wishes: wishes, instance: instance, standard: stage.Toward(standard), beat: beat, moved: moved, log: log,
-		kick: make(chan struct{}, 1), seen: make(map[string]struct{}), warned: make(map[string]bool),
+		kick: make(chan struct{}, 1), met: make(chan struct{}, 1), seen: make(map[string]struct{}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{Name: "crossfade_tenants_without_answer",
 			Help: "Tenants held where they are since the flag service gave no clean answer."}),
 	}
@@ -86,135 +86,110 @@ func (t *tenants) noteNew(tenant string) {
 	}
 	t.mu.Unlock()
 	if fresh {
-		t.wake()
+		signal(t.met)
 	}
 }
 
-func (t *tenants) wake() {
+// signal leaves a token, unless there is one.
+func signal(c chan<- struct{}) {
 	select {
-	case t.kick <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
 
 // load reads the facts once; the bridge takes in nothing before that.
 func (t *tenants) load(ctx context.Context) error {
+	t.reading.Lock()
+	defer t.reading.Unlock()
 	facts, err := Facts(ctx, t.pool)
 	if err != nil {
 		return err
 	}
 	now := make(map[string]Fact, len(facts))
-	changed := false
-	before := *t.facts.Load()
 	for _, f := range facts {
 		now[f.Tenant] = f
-		old, ok := before[f.Tenant]
-		was := t.standard
-		if ok {
-			was = old.Stage
-		}
-		if was.Authoritative() != f.Stage.Authoritative() {
+	}
+	before := *t.facts.Load()
+	t.facts.Store(&now)
+	changed := false
+	for _, f := range facts {
+		if t.in(before, f.Tenant).Authoritative() != f.Stage.Authoritative() {
 			changed = true
-			t.log.Info("authority", "tenant", f.Tenant, "stage", f.Stage, "path", f.Stage.Authoritative().String(), "revision", f.Revision)
+			t.log.Info("authority", "tenant", f.Tenant, "stage", f.Stage, "path", f.Stage.Authoritative().String(),
+				"revision", f.Revision, "changed_by", f.ChangedBy)
 		}
 	}
-	t.facts.Store(&now)
+	for name, f := range before { // rows that somebody removed
+		changed = changed || t.in(now, name).Authoritative() != f.Stage.Authoritative()
+	}
 	if changed {
 		t.moved()
 	}
 	return nil
 }
 
+// in is a tenant's stage by the given facts.
+func (t *tenants) in(facts map[string]Fact, name string) stage.Stage {
+	if f, ok := facts[name]; ok {
+		return f.Stage
+	}
+	return t.standard
+}
+
 // run follows facts and wishes until ctx ends.
 func (t *tenants) run(ctx context.Context) {
-	var listening sync.WaitGroup
-	listening.Go(func() { t.listen(ctx) })
-	defer listening.Wait()
+	var parts sync.WaitGroup
+	parts.Go(func() { t.listen(ctx) })
+	parts.Go(func() { t.followWishes(ctx) })
+	t.followFacts(ctx)
+	parts.Wait()
+}
+
+func (t *tenants) followFacts(ctx context.Context) {
 	beat := time.NewTicker(t.beat)
 	defer beat.Stop()
-	for {
-		t.round(ctx)
+	for ctx.Err() == nil {
+		err := t.load(ctx)
+		t.note(ctx, &t.unread, err, "stages cannot be read; every tenant stays where it is")
+		sleep(ctx, factsPause)
 		select {
 		case <-ctx.Done():
-			return
 		case <-t.kick:
-		case <-t.wishes.Changes():
 		case <-beat.C:
-			t.mu.Lock()
-			clear(t.seen)
-			t.mu.Unlock()
 		}
 	}
 }
 
-// round reads the facts, holds them against the wishes and moves what differs.
-func (t *tenants) round(ctx context.Context) {
-	err := t.load(ctx)
-	if err == nil {
-		err = t.follow(ctx)
+// trouble is the error that lasts, or nil.
+type trouble struct{ atomic.Pointer[error] }
+
+func (t *trouble) err() error {
+	if e := t.Load(); e != nil {
+		return *e
 	}
-	if ctx.Err() != nil {
-		return
-	}
-	if err == nil {
-		t.trouble.Store(nil)
-		return
-	}
-	if t.trouble.Swap(&err) == nil {
-		t.log.Warn("stages cannot be followed; every tenant stays where it is", "error", err)
+	return nil
+}
+
+// note keeps how something went, and logs when it begins to fail.
+func (t *tenants) note(ctx context.Context, in *trouble, err error, what string) {
+	switch {
+	case ctx.Err() != nil:
+	case err == nil:
+		in.Store(nil)
+	case in.Swap(&err) == nil:
+		t.log.Warn(what, "error", err)
 	}
 }
 
-func (t *tenants) follow(ctx context.Context) error {
-	names, err := t.newNames(ctx)
-	if err != nil {
-		return err
+// sleep lets d pass, unless ctx ends before.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
 	}
-	facts := *t.facts.Load()
-	var moves []move
-	unanswered := 0
-	consider := func(name string, f Fact) {
-		wish, err := t.wishes.Wish(ctx, name)
-		if err != nil {
-			unanswered++
-			if !t.warned[name] {
-				t.warned[name] = true
-				t.log.Warn("no clean answer from the flag service; the tenant stays where it is", "tenant", name, "stage", f.Stage, "error", err)
-			}
-			return
-		}
-		delete(t.warned, name)
-		if to := stage.Toward(wish); to != f.Stage {
-			moves = append(moves, move{name, f.Stage, to, f.Revision})
-		}
-	}
-	for name, f := range facts {
-		consider(name, f)
-	}
-	for _, name := range names {
-		consider(name, Fact{Stage: "", Revision: 0})
-	}
-	t.held.Set(float64(unanswered))
-	if len(moves) == 0 || ctx.Err() != nil {
-		return ctx.Err()
-	}
-	if err := apply(ctx, t.pool, moves, "instance "+t.instance, "follows the flag"); err != nil {
-		return err
-	}
-	return t.load(ctx)
-}
-
-// newNames returns the tenants that have devices and no row yet.
-func (t *tenants) newNames(ctx context.Context) ([]string, error) {
-	registered, err := Tenants(ctx, t.pool)
-	if err != nil {
-		return nil, err
-	}
-	facts := *t.facts.Load()
-	return slices.DeleteFunc(registered, func(name string) bool {
-		_, ok := facts[name]
-		return ok
-	}), nil
 }
 
 // listen turns notifications into kicks, and connects again for as long as ctx
@@ -227,22 +202,19 @@ func (t *tenants) listen(ctx context.Context) {
 			if _, err := conn.Exec(ctx, "LISTEN "+stageNotifications); err != nil {
 				return err
 			}
-			t.wake() // for what was missed while not listening
+			signal(t.kick) // for what was missed while not listening
 			for {
 				if _, err := conn.WaitForNotification(ctx); err != nil {
 					return err
 				}
-				t.wake()
+				signal(t.kick)
 			}
 		})
 		if ctx.Err() != nil {
 			return
 		}
 		t.log.Debug("listening for stage changes ended; the beat carries on meanwhile", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(time.Second):
-		}
+		sleep(ctx, time.Second)
 	}
 }
 
@@ -254,8 +226,8 @@ func closeConn(conn *pgx.Conn) {
 
 // health is nil while facts can be read and moved.
 func (t *tenants) health() error {
-	if e := t.trouble.Load(); e != nil {
-		return fmt.Errorf("stages cannot be followed, every tenant stays where it is: %w", *e)
+	if err := errors.Join(t.unread.err(), t.unmoved.err()); err != nil {
+		return fmt.Errorf("stages cannot be followed, every tenant stays where it is: %w", err)
 	}
 	return nil
 }
