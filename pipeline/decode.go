@@ -266,6 +266,7 @@ func (dec *Decoder) identify(m *Message, env *envelope) {
 		m.Explicit, m.Digest = true, digest(h.buf)
 		h.reset(hashExplicit)
 		h.part(m.Tenant)
+		h.part(m.Device) // devices of a tenant may all count from 1
 		h.part(id)
 		m.ID = h.id(ms)
 		return
