@@ -104,9 +104,8 @@ func (w *worker) judge(i int, now time.Time) {
 }
 
 func (w *worker) checkRegistry(e *store.Entry, device *pipeline.Device) {
-	if e.Reason, e.Detail = check.Registry(e.Msg, device, &w.options.Settings); e.Reason == pipeline.Accepted {
-		e.Site = device.Site
-	}
+	e.Device = device
+	e.Reason, e.Detail = check.Registry(e.Msg, device, &w.options.Settings)
 }
 
 // check gives the entries that are left their verdict. It returns an error only

@@ -15,8 +15,9 @@ type Entry struct {
 	// Reason is why the message goes to quarantine; Accepted for one to be written.
 	Reason pipeline.Reason
 	Detail string
-	// Site is the registry's site of the device, for rows about the device itself.
-	Site string
+	// Device is the registry's entry; nil where there is none or no check got so far
+	// as to ask. A message to be written always has one.
+	Device *pipeline.Device
 	// Bare asks for the shortest possible quarantine row, for a table that refuses
 	// the full one: see bareText.
 	Bare bool

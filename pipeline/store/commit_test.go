@@ -35,7 +35,7 @@ func copyOf(topic, payload string, at time.Time) pipeline.Delivery {
 func entryOf(d pipeline.Delivery) store.Entry {
 	m := new(pipeline.Message)
 	pipeline.NewDecoder(pipeline.DefaultMessageIDMember).Decode(m, &d)
-	return store.Entry{Msg: m, Reason: m.Failed, Detail: m.Detail, Site: "s1"}
+	return store.Entry{Msg: m, Reason: m.Failed, Detail: m.Detail, Device: &pipeline.Device{Site: "s1"}}
 }
 
 func telemetry(payload string) store.Entry { return entryOf(copyOf(telemetryTopic, payload, noon)) }

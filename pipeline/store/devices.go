@@ -36,7 +36,7 @@ func writeShadows(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
 	var tenants, devices, sites, states []string
 	var versions []int64
 	for key, e := range latest {
-		tenants, devices, sites = append(tenants, key.Tenant), append(devices, key.Device), append(sites, e.Site)
+		tenants, devices, sites = append(tenants, key.Tenant), append(devices, key.Device), append(sites, e.Device.Site)
 		states = append(states, string(e.Msg.Fields.Reported.AppendCanonical(nil)))
 		versions = append(versions, shadowVersion(e))
 	}

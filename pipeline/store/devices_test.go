@@ -2,7 +2,7 @@ package store_test
 
 import (
 	"fmt"
-	"maps"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -28,7 +28,7 @@ func TestDevices(tt *testing.T) {
 		key("t1", "d2"): {Status: "REVOKED"},
 		key("t1", "é😀"): {Site: "s", Status: "ACTIVE"},
 	}
-	if !maps.Equal(got, want) {
+	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
 	}
 	if none, err := t.Devices(t.Context(), []pipeline.DeviceKey{key("\xff", "")}); err != nil || len(none) != 0 {
