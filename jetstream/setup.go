@@ -20,6 +20,11 @@ type SetupOptions struct {
 	// Duplicates is how long a created stream remembers message IDs (the
 	// Nats-Msg-Id header) in order to drop repeats.
 	Duplicates time.Duration
+	// AckWait is how long a created consumer waits for an acknowledgement before
+	// it delivers the message again, 1 s to 1 h: what a killed instance had in
+	// hand comes again after that. An existing consumer keeps its own, which is
+	// reported where it is shorter than this and dangerous.
+	AckWait time.Duration
 	// Batch is how many messages the pipeline collects before it acknowledges
 	// any. A consumer that allows fewer than twice as many unacknowledged ones
 	// starves it.
@@ -31,9 +36,9 @@ type SetupOptions struct {
 }
 
 // DefaultSetupOptions returns one replica, a duplicate window of two minutes,
-// batches of 2,000, and no permission to change what exists.
+// an ack wait of one minute, batches of 2,000, and no permission to change what exists.
 func DefaultSetupOptions() SetupOptions {
-	return SetupOptions{Replicas: 1, Duplicates: 2 * time.Minute, Batch: 2000}
+	return SetupOptions{Replicas: 1, Duplicates: 2 * time.Minute, AckWait: ourAckWait, Batch: 2000}
 }
 
 // Validate names the first field that is out of range and its remedy.
@@ -43,6 +48,8 @@ func (o SetupOptions) Validate() error {
 		return fmt.Errorf("field Replicas: %d is out of range; use 1 to 5", o.Replicas)
 	case o.Duplicates < 100*time.Millisecond || o.Duplicates > time.Hour:
 		return fmt.Errorf("field Duplicates: %s is out of range; use 100ms to 1h", o.Duplicates)
+	case o.AckWait < time.Second || o.AckWait > time.Hour:
+		return fmt.Errorf("field AckWait: %s is out of range; use 1s to 1h", o.AckWait)
 	case o.Batch < 1:
 		return fmt.Errorf("field Batch: %d is out of range; use the pipeline's batch size", o.Batch)
 	}
@@ -191,7 +198,7 @@ func ensureConsumer(ctx context.Context, stream natsjs.Stream, s spec, o SetupOp
 	created := false
 	if errors.Is(err, natsjs.ErrConsumerNotFound) || errors.Is(err, natsjs.ErrConsumerDoesNotExist) {
 		var c natsjs.Consumer
-		c, err = stream.CreateConsumer(ctx, s.consumerConfig())
+		c, err = stream.CreateConsumer(ctx, s.consumerConfig(o))
 		switch {
 		case err == nil:
 			return c.CachedInfo(), true, nil, nil
@@ -206,6 +213,10 @@ func ensureConsumer(ctx context.Context, stream natsjs.Stream, s spec, o SetupOp
 		return nil, false, nil, fmt.Errorf("look up %s: %w", consumerObject(s), err)
 	}
 	findings := inspectConsumer(s, stream.CachedInfo().Config, info, o)
+	if effectiveAckWait(info.Config) >= o.AckWait {
+		// As short as it was wished to be.
+		findings = slices.DeleteFunc(findings, func(f Finding) bool { return f.Setting == settingAckWait })
+	}
 	if o.Adjust && unusable(findings) == nil {
 		if info, err = adjust(ctx, stream, info, findings, o); err != nil {
 			return nil, false, findings, fmt.Errorf("adjust %s: %w", consumerObject(s), err)

@@ -70,16 +70,16 @@ func (s spec) streamConfig(o SetupOptions) natsjs.StreamConfig {
 // that waits out a long outage is not to be given up. No filter: one unfiltered
 // consumer is a hundred times faster than one with many filters.
 const (
-	ourAckWait       = 60 * time.Second
+	ourAckWait       = 60 * time.Second // unless SetupOptions says otherwise
 	ourMaxAckPending = 20_000
 )
 
-func (s spec) consumerConfig() natsjs.ConsumerConfig {
+func (s spec) consumerConfig(o SetupOptions) natsjs.ConsumerConfig {
 	return natsjs.ConsumerConfig{
 		Durable:       s.consumer,
 		DeliverPolicy: natsjs.DeliverAllPolicy,
 		AckPolicy:     natsjs.AckExplicitPolicy,
-		AckWait:       ourAckWait,
+		AckWait:       o.AckWait,
 		MaxDeliver:    -1,
 		MaxAckPending: ourMaxAckPending,
 	}

@@ -127,6 +127,9 @@ func TestConfigCheck(t *testing.T) {
 			t.Errorf("%v with an unknown key: exit %d\n%s%s", command, code, out, errs)
 		}
 	}
+	if code, out, errs := call(t, "config", "check"); code != exitUsage || errs != "" || !strings.Contains(out, "--mqtt-url") {
+		t.Errorf("config check without a broker must answer once, on standard output: exit %d\n%s\nstderr: %s", code, out, errs)
+	}
 	if code, out, errs := call(t, "run", "--no-mqtt", "--no-nats"); code != exitUsage {
 		t.Errorf("run without a source: exit %d\n%s%s", code, out, errs)
 	}

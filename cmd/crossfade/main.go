@@ -114,7 +114,15 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		return exitUsage
 	}
 	parsed.BindTo(ctx, (*context.Context)(nil))
-	return exitCode(parsed.Run(con), stderr)
+	return exitCode(unjoined(parsed.Run(con)), stderr)
+}
+
+// unjoined takes a single error out of the join that kong puts around it.
+func unjoined(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok && len(joined.Unwrap()) == 1 {
+		return joined.Unwrap()[0]
+	}
+	return err
 }
 
 func exitCode(err error, stderr io.Writer) int {

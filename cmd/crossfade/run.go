@@ -91,6 +91,7 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 		js.Window = r.NATS.Window
 		js.Fetch = min(js.Fetch, js.Window)
 		js.Setup.Replicas, js.Setup.Adjust, js.Setup.Batch = r.NATS.Replicas, r.NATS.Adjust, r.Pipeline.BatchSize
+		js.Setup.AckWait = r.NATS.AckWait
 		bc.JetStream = &js
 	}
 	return bc, nil

@@ -123,19 +123,20 @@ func (m MQTT) ReadPassword() (Secret, error) {
 
 // NATS is the JetStream that tenants move to.
 type NATS struct {
-	Enabled      bool       `name:"nats" env:"CROSSFADE_NATS_ENABLED" default:"true" negatable:"" help:"Take messages from NATS JetStream."`
-	URLs         []Endpoint `name:"nats-url" env:"CROSSFADE_NATS_URL" placeholder:"URL" help:"Servers of one NATS cluster: nats://host:4222, or tls://host:4222 where TLS is a must."`
-	Credentials  string     `name:"nats-credentials-file" env:"CROSSFADE_NATS_CREDENTIALS_FILE" type:"filename" placeholder:"FILE" help:"Credentials file (.creds: user JWT and seed)."`
-	NKeySeed     string     `name:"nats-nkey-seed-file" env:"CROSSFADE_NATS_NKEY_SEED_FILE" type:"filename" placeholder:"FILE" help:"File that holds the NKey seed of a user."`
-	Token        Secret     `name:"nats-token" env:"CROSSFADE_NATS_TOKEN" placeholder:"TOKEN" help:"NATS token. Prefer the file."`
-	TokenFile    string     `name:"nats-token-file" env:"CROSSFADE_NATS_TOKEN_FILE" type:"filename" placeholder:"FILE" help:"File that holds the NATS token. At most 64 KiB; a newline at the end is cut."`
-	User         string     `name:"nats-user" env:"CROSSFADE_NATS_USER" placeholder:"NAME" help:"NATS user name."`
-	Password     Secret     `name:"nats-password" env:"CROSSFADE_NATS_PASSWORD" placeholder:"PASSWORD" help:"NATS password. Prefer the file."`
-	PasswordFile string     `name:"nats-password-file" env:"CROSSFADE_NATS_PASSWORD_FILE" type:"filename" placeholder:"FILE" help:"File that holds the NATS password. At most 64 KiB; a newline at the end is cut."`
-	TLS          TLS        `embed:"" prefix:"nats-tls-" envprefix:"CROSSFADE_NATS_TLS_"`
-	Replicas     int        `name:"nats-replicas" env:"CROSSFADE_NATS_REPLICAS" default:"1" range:"1..5" help:"Replicas of the streams that we create; an odd number, at most the servers in the cluster. Existing streams keep theirs."`
-	Adjust       bool       `name:"nats-adjust" env:"CROSSFADE_NATS_ADJUST" default:"false" negatable:"" help:"Change settings of existing streams and consumers that would lose messages or stall (max_deliver, a short ack_wait, a small max_ack_pending). Without it they are only reported."`
-	Window       int        `name:"nats-window" env:"CROSSFADE_NATS_WINDOW" default:"8000" range:"1..1000000" help:"Most JetStream messages in hand and not yet acknowledged, per instance."`
+	Enabled      bool          `name:"nats" env:"CROSSFADE_NATS_ENABLED" default:"true" negatable:"" help:"Take messages from NATS JetStream."`
+	URLs         []Endpoint    `name:"nats-url" env:"CROSSFADE_NATS_URL" placeholder:"URL" help:"Servers of one NATS cluster: nats://host:4222, or tls://host:4222 where TLS is a must."`
+	Credentials  string        `name:"nats-credentials-file" env:"CROSSFADE_NATS_CREDENTIALS_FILE" type:"filename" placeholder:"FILE" help:"Credentials file (.creds: user JWT and seed)."`
+	NKeySeed     string        `name:"nats-nkey-seed-file" env:"CROSSFADE_NATS_NKEY_SEED_FILE" type:"filename" placeholder:"FILE" help:"File that holds the NKey seed of a user."`
+	Token        Secret        `name:"nats-token" env:"CROSSFADE_NATS_TOKEN" placeholder:"TOKEN" help:"NATS token. Prefer the file."`
+	TokenFile    string        `name:"nats-token-file" env:"CROSSFADE_NATS_TOKEN_FILE" type:"filename" placeholder:"FILE" help:"File that holds the NATS token. At most 64 KiB; a newline at the end is cut."`
+	User         string        `name:"nats-user" env:"CROSSFADE_NATS_USER" placeholder:"NAME" help:"NATS user name."`
+	Password     Secret        `name:"nats-password" env:"CROSSFADE_NATS_PASSWORD" placeholder:"PASSWORD" help:"NATS password. Prefer the file."`
+	PasswordFile string        `name:"nats-password-file" env:"CROSSFADE_NATS_PASSWORD_FILE" type:"filename" placeholder:"FILE" help:"File that holds the NATS password. At most 64 KiB; a newline at the end is cut."`
+	TLS          TLS           `embed:"" prefix:"nats-tls-" envprefix:"CROSSFADE_NATS_TLS_"`
+	Replicas     int           `name:"nats-replicas" env:"CROSSFADE_NATS_REPLICAS" default:"1" range:"1..5" help:"Replicas of the streams that we create; an odd number, at most the servers in the cluster. Existing streams keep theirs."`
+	Adjust       bool          `name:"nats-adjust" env:"CROSSFADE_NATS_ADJUST" default:"false" negatable:"" help:"Change settings of existing streams and consumers that would lose messages or stall (max_deliver, a short ack_wait, a small max_ack_pending). Without it they are only reported."`
+	AckWait      time.Duration `name:"nats-ack-wait" env:"CROSSFADE_NATS_ACK_WAIT" default:"60s" range:"1s..1h" help:"How long JetStream waits for the acknowledgement of a message before it delivers it again, on consumers that we create. So long do messages wait that a killed instance had in hand; below 30s, a pause of that length delivers again what is being written. Existing consumers keep theirs."`
+	Window       int           `name:"nats-window" env:"CROSSFADE_NATS_WINDOW" default:"8000" range:"1..1000000" help:"Most JetStream messages in hand and not yet acknowledged, per instance."`
 }
 
 // ReadPassword returns the password, from PasswordFile where that is set. It

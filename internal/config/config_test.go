@@ -39,6 +39,7 @@ type program struct {
 		Common   config.Common   `embed:""`
 		Database config.Database `embed:""`
 	} `cmd:""`
+	Bare struct{} `cmd:""` // takes no configuration
 }
 
 // parse runs the command line of a program like cmd/crossfade.
@@ -49,7 +50,7 @@ func parse(t *testing.T, args ...string) (*config.Run, *kong.Context, error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(args) == 0 || args[0] != "status" {
+	if len(args) == 0 || strings.HasPrefix(args[0], "-") {
 		args = append([]string{"run"}, args...)
 	}
 	ctx, err := parser.Parse(args)
@@ -302,4 +303,20 @@ func FuzzLoadFile(f *testing.F) {
 			}
 		}
 	})
+}
+
+// kong visits the flags of all commands that have a value from the environment. A
+// file that cannot be read concerns only commands that have --config.
+func TestFileIsReadOnlyForCommandsThatTakeIt(t *testing.T) {
+	cleanEnvironment(t)
+	t.Setenv("CROSSFADE_CONFIG", "/nonexistent/c.yaml")
+	t.Setenv("DATABASE_URL", "postgres://x")
+	if _, _, err := parse(t, "bare"); err != nil {
+		t.Errorf("a command without --config: %v", err)
+	}
+	for _, command := range []string{"status", "run"} {
+		if _, _, err := parse(t, command); err == nil || !strings.Contains(err.Error(), "CROSSFADE_CONFIG") {
+			t.Errorf("%s: got %v", command, err)
+		}
+	}
 }

@@ -3,6 +3,7 @@ package config
 import (
 	"fmt"
 	"reflect"
+	"slices"
 
 	"github.com/alecthomas/kong"
 )
@@ -48,8 +49,13 @@ func formatHelp(value *kong.Value) string {
 type File string
 
 // BeforeResolve reads the file and lets it answer for every flag that neither
-// the command line nor the environment has set.
+// the command line nor the environment has set. For a value from the environment
+// kong calls it whichever command is run: one that takes no configuration must not
+// fail over a file that it has no use for.
 func (f File) BeforeResolve(ctx *kong.Context, trace *kong.Path) error {
+	if !slices.Contains(ctx.Flags(), trace.Flag) {
+		return nil
+	}
 	path, ok := ctx.FlagValue(trace.Flag).(File)
 	if !ok || path == "" {
 		return nil

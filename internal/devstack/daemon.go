@@ -45,7 +45,7 @@ func (d *daemon) startFirst(ctx context.Context, wanted int) error {
 	for attempt := 1; ; attempt++ {
 		d.port = wanted
 		if wanted == 0 {
-			port, err := freePort()
+			port, err := FreePort()
 			if err != nil {
 				return fmt.Errorf("start %s: %w", d.name, err)
 			}
@@ -55,7 +55,7 @@ func (d *daemon) startFirst(ctx context.Context, wanted int) error {
 		if err == nil {
 			return nil
 		}
-		if wanted != 0 || attempt == 5 || ctx.Err() != nil || !portTaken(d.port) {
+		if wanted != 0 || attempt == 5 || ctx.Err() != nil || !PortTaken(d.port) {
 			return errors.Join(err, d.removeDir())
 		}
 	}

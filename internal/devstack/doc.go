@@ -22,6 +22,9 @@
 // with SIGKILL. They have process groups of their own: Ctrl-C at a terminal
 // reaches the parent only, which can then drain before it closes its servers.
 //
+// StartProgram runs a program of ours in the same way, usually this one as
+// `crossfade run`, and NewDatabase provides a database for it.
+//
 // # Use in tests
 //
 // A package whose tests need servers calls RunChild through Main:

@@ -106,7 +106,7 @@ func (m *Mosquitto) launch(ctx context.Context, binary string, o MosquittoOption
 	if err := os.WriteFile(conf, m.config(o), 0o600); err != nil {
 		return nil, fmt.Errorf("write the configuration: %w", err)
 	}
-	proc, err := startProcess("mosquitto", exec.Command(binary, "-c", conf), m.d.logPath(), syscall.SIGKILL)
+	proc, err := startProcess("mosquitto", exec.Command(binary, "-c", conf), logFile(m.d.logPath()), syscall.SIGKILL)
 	if err != nil {
 		return nil, err
 	}

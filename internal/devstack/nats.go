@@ -183,7 +183,7 @@ func (n *NATS) launchChild(ctx context.Context) (*process, error) {
 	cmd.Args = []string{"crossfade-devstack-nats"}
 	cmd.Env = append(os.Environ(), childVariable+"="+childNATS)
 	cmd.Stdin, cmd.Stdout = childIn, childOut
-	proc, err := startProcess("nats-server", cmd, n.d.logPath(), syscall.SIGKILL, toChild)
+	proc, err := startProcess("nats-server", cmd, logFile(n.d.logPath()), syscall.SIGKILL, toChild)
 	childOut.Close() // the child's copy is the only one now: its end is our EOF
 	if err != nil {
 		return nil, err
@@ -199,9 +199,9 @@ func (n *NATS) launchChild(ctx context.Context) (*process, error) {
 	}
 	killErr := proc.kill()
 	if ctx.Err() != nil {
-		return nil, fmt.Errorf("nats-server is not ready: %w%s", context.Cause(ctx), logTail(n.d.logPath()))
+		return nil, fmt.Errorf("nats-server is not ready: %w%s", context.Cause(ctx), logFile(n.d.logPath()).tail())
 	}
-	return nil, errors.Join(fmt.Errorf("nats-server is not ready: it said %q%s", strings.TrimSpace(line), logTail(n.d.logPath())), readErr, killErr)
+	return nil, errors.Join(fmt.Errorf("nats-server is not ready: it said %q%s", strings.TrimSpace(line), logFile(n.d.logPath()).tail()), readErr, killErr)
 }
 
 // natsConfig is what the server needs to know, in either process.

@@ -25,10 +25,10 @@ var handedOut = struct {
 	ports map[int]bool
 }{ports: map[int]bool{}}
 
-// freePort is a port of 127.0.0.1 on which nothing listens and that this
+// FreePort returns a port of 127.0.0.1 on which nothing listens and that this
 // process has not been given before. Another process may still take it before
-// it is used; see portTaken.
-func freePort() (int, error) {
+// it is used; PortTaken then tells.
+func FreePort() (int, error) {
 	handedOut.Lock()
 	defer handedOut.Unlock()
 	end := min(lowestEphemeral(), lowestEphemeralStd)
@@ -55,10 +55,10 @@ func freePort() (int, error) {
 	return 0, errors.Join(errors.New("no free port on 127.0.0.1 after 200 attempts"), last)
 }
 
-// portTaken reports whether something listens on the port. It tells a server
-// that lost the race for its port from one that failed for another reason,
-// without reading the server's messages.
-func portTaken(port int) bool {
+// PortTaken reports whether something listens on a port of 127.0.0.1, or keeps
+// it from being listened on. It tells a server that lost the race for its
+// port from one that failed for another reason, without reading its messages.
+func PortTaken(port int) bool {
 	listener, err := net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port)))
 	if err != nil {
 		return true

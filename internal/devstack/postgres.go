@@ -90,12 +90,14 @@ func (p *Postgres) URL(database string) string {
 	u := url.URL{
 		Scheme:   "postgres",
 		User:     url.UserPassword(pgSuperuser, p.password),
-		Host:     "127.0.0.1:" + strconv.Itoa(p.d.port),
+		Host:     p.address(),
 		Path:     "/" + database,
 		RawQuery: "sslmode=disable",
 	}
 	return u.String()
 }
+
+func (p *Postgres) address() string { return "127.0.0.1:" + strconv.Itoa(p.d.port) }
 
 // CreateDatabase creates an empty database and returns its URL.
 func (p *Postgres) CreateDatabase(ctx context.Context, name string) (string, error) {
@@ -157,7 +159,7 @@ func (p *Postgres) launch(ctx context.Context) (*process, error) {
 		if err == nil {
 			return proc, nil
 		}
-		if _, left := p.sharedMemorySegment(); !left || attempt == 20 || portTaken(p.d.port) {
+		if _, left := p.sharedMemorySegment(); !left || attempt == 20 || PortTaken(p.d.port) {
 			return nil, err
 		}
 		select {
@@ -173,7 +175,7 @@ func (p *Postgres) launchOnce(ctx context.Context) (*process, error) {
 	p.install.asServerUser(cmd, p.d.dir)
 	// SIGQUIT is PostgreSQL's immediate shutdown. Unlike SIGKILL it lets the
 	// postmaster end its sessions and free its shared memory.
-	proc, err := startProcess("postgres", cmd, p.d.logPath(), syscall.SIGQUIT)
+	proc, err := startProcess("postgres", cmd, logFile(p.d.logPath()), syscall.SIGQUIT)
 	if err != nil {
 		return nil, err
 	}

@@ -8,17 +8,15 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
-	"strings"
 	"syscall"
 	"time"
 )
 
-// process is a running child. Its output goes straight to a log file, without
-// a copying goroutine, so nothing of it is lost when either side is killed.
+// process is a running child.
 type process struct {
 	name string
 	cmd  *exec.Cmd
-	log  string
+	log  childLog
 	done chan struct{} // closed when the child is gone and reaped
 	err  error         // the exit status; read it after done is closed
 }
@@ -26,13 +24,13 @@ type process struct {
 // startProcess starts cmd in a process group of its own. deathSignal is what
 // the kernel sends to the child when this process dies. The closers are closed
 // once the child is gone, or at once when it does not start.
-func startProcess(name string, cmd *exec.Cmd, log string, deathSignal syscall.Signal, closers ...io.Closer) (*process, error) {
+func startProcess(name string, cmd *exec.Cmd, log childLog, deathSignal syscall.Signal, closers ...io.Closer) (*process, error) {
 	closeAll := func() {
 		for _, c := range closers {
 			c.Close()
 		}
 	}
-	out, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	out, err := log.open()
 	if err != nil {
 		closeAll()
 		return nil, fmt.Errorf("open the log of %s: %w", name, err)
@@ -83,7 +81,7 @@ func (p *process) exitError() error {
 	if p.err != nil {
 		status = p.err.Error()
 	}
-	return fmt.Errorf("%s exited by itself: %s%s", p.name, status, logTail(p.log))
+	return fmt.Errorf("%s ended by itself: %s%s", p.name, status, p.log.tail())
 }
 
 // stop sends sig and waits until the child is gone. When ctx ends first, the
@@ -98,11 +96,11 @@ func (p *process) stop(ctx context.Context, sig syscall.Signal) error {
 	select {
 	case <-p.done:
 		if p.err != nil {
-			return fmt.Errorf("stop %s: %w%s", p.name, p.err, logTail(p.log))
+			return fmt.Errorf("stop %s: %w%s", p.name, p.err, p.log.tail())
 		}
 		return nil
 	case <-ctx.Done():
-		err := fmt.Errorf("stop %s: it did not stop in time and was killed: %w%s", p.name, context.Cause(ctx), logTail(p.log))
+		err := fmt.Errorf("stop %s: it did not stop in time and was killed: %w%s", p.name, context.Cause(ctx), p.log.tail())
 		return errors.Join(err, p.kill())
 	}
 }
@@ -132,33 +130,8 @@ func (p *process) waitReady(ctx context.Context, probe func(context.Context) err
 		case <-p.done:
 			return p.exitError()
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not accept connections: %w (last attempt: %w)%s", p.name, context.Cause(ctx), err, logTail(p.log))
+			return fmt.Errorf("%s is not ready: %w (last attempt: %w)%s", p.name, context.Cause(ctx), err, p.log.tail())
 		case <-tick.C:
 		}
 	}
-}
-
-// logTail is the end of a log file, ready to be put behind an error message.
-func logTail(path string) string {
-	const lines, most = 15, 8 << 10
-	f, err := os.Open(path)
-	if err != nil {
-		return fmt.Sprintf(" (no log: %v)", err)
-	}
-	defer f.Close()
-	if end, err := f.Seek(0, io.SeekEnd); err == nil {
-		if _, err := f.Seek(max(0, end-most), io.SeekStart); err != nil {
-			return fmt.Sprintf(" (no log: %v)", err)
-		}
-	}
-	text, err := io.ReadAll(io.LimitReader(f, most))
-	if err != nil {
-		return fmt.Sprintf(" (no log: %v)", err)
-	}
-	all := strings.Split(strings.TrimSpace(string(text)), "\n")
-	if len(all) == 1 && all[0] == "" {
-		return " (its log " + path + " is empty)"
-	}
-	all = all[max(0, len(all)-lines):]
-	return "\nend of its log " + path + ":\n  " + strings.Join(all, "\n  ")
 }

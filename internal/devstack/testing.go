@@ -2,14 +2,9 @@ package devstack
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"net/url"
 	"os"
-	"strings"
 	"sync"
-
-	"github.com/jackc/pgx/v5"
 )
 
 // TB is the part of testing.TB that the helpers need. It keeps the testing
@@ -91,44 +86,16 @@ func TestDatabase(tb TB) string {
 	if err != nil {
 		tb.Fatalf("PostgreSQL for the tests: %v", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), startLimit)
-	defer cancel()
-	name := "crossfade_test_" + strings.ToLower(randomSecret())
-	testURL, err := withDatabase(admin, name)
+	d, err := databaseBeside(context.Background(), admin, "crossfade_test")
 	if err != nil {
-		tb.Fatalf("DATABASE_URL: %v", err)
-	}
-	if err := createDatabase(ctx, admin, name); err != nil {
 		tb.Fatalf("database for the test: %v", err)
 	}
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), startLimit)
-		defer cancel()
-		if err := dropDatabase(ctx, admin, name); err != nil {
-			tb.Errorf("drop the test's database: %v", err)
+		if err := d.Close(); err != nil {
+			tb.Errorf("end of the test: %v", err)
 		}
 	})
-	return testURL
-}
-
-// withDatabase replaces the database in a connection string of either form
-// that libpq knows.
-func withDatabase(connection, database string) (string, error) {
-	if _, err := pgx.ParseConfig(connection); err != nil {
-		return "", err // pgx leaves passwords out of its errors
-	}
-	if !strings.HasPrefix(connection, "postgres://") && !strings.HasPrefix(connection, "postgresql://") {
-		return connection + " dbname='" + database + "'", nil
-	}
-	u, err := url.Parse(connection)
-	if err != nil {
-		return "", errors.New("it is no valid URL") // the parser's error would quote the password
-	}
-	u.Path, u.RawPath = "/"+database, ""
-	query := u.Query()
-	query.Del("dbname")
-	u.RawQuery = query.Encode()
-	return u.String(), nil
+	return d.URL()
 }
 
 // TestPostgres returns a PostgreSQL of the test's own, for tests that stop or
@@ -170,7 +137,7 @@ func closeAtEnd(tb TB, name, log string, close func() error) {
 	tb.Cleanup(func() {
 		tail := ""
 		if tb.Failed() {
-			tail = logTail(log)
+			tail = logFile(log).tail()
 		}
 		if err := close(); err != nil {
 			tb.Errorf("close the test's %s: %v", name, err)

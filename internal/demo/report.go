@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -16,8 +16,8 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-// demoReport is the outcome, as --output json has it.
-type demoReport struct {
+// Report is the outcome, and the verdict.
+type Report struct {
 	// OK: what devices sent is in the database, each message once, and nothing else.
 	OK          bool    `json:"ok"`
 	Sent        int64   `json:"sent"`
@@ -30,15 +30,15 @@ type demoReport struct {
 	Devices     int     `json:"devices"`
 	// Effective counts messages by the path whose copy took effect, from the ledger.
 	Effective map[string]int64 `json:"effective"`
-	Flips     []demoFlip       `json:"flips"`
+	Flips     []Flip           `json:"flips"`
 	Kills     int              `json:"kills"`
 	// Observed is what crossfade run counted; what a killed process counted last is
 	// missing from it.
-	Observed       demoSample   `json:"observed"`
+	Observed       Counts       `json:"observed"`
 	Reconciliation fleet.Report `json:"reconciliation"`
 }
 
-func (r *demoReport) judge(f fleet.Report) {
+func (r *Report) judge(f fleet.Report) {
 	r.Reconciliation = f
 	r.Sent, r.Stored, r.Lost, r.Duplicated = f.Sent, f.Stored, f.Lost, f.Duplicated
 	r.OK = f.OK() && f.Sent > 0
@@ -66,14 +66,15 @@ func effective(ctx context.Context, pool *pgxpool.Pool) (map[string]int64, error
 	return counts, nil
 }
 
-func (r *demoReport) writeJSON(out io.Writer) error {
+// WriteJSON writes one indented object.
+func (r *Report) WriteJSON(out io.Writer) error {
 	e := json.NewEncoder(out)
 	e.SetIndent("", "  ")
 	return e.Encode(r)
 }
 
-// writeText ends with the line that counts.
-func (r *demoReport) writeText(screen *demoScreen) {
+// WriteText says it for people. It ends with the line that counts.
+func (r *Report) WriteText(screen *Screen) {
 	f := r.Reconciliation
 	screen.say("\n%s", screen.bold("What the devices' own record says was sent, against what the database holds:"))
 	var table strings.Builder
@@ -107,7 +108,7 @@ func (r *demoReport) writeText(screen *demoScreen) {
 	screen.say("\n%ssent %d  stored %d  %s", paint(verdict), r.Sent, r.Stored, paint(fmt.Sprintf("lost %d  duplicated %d", r.Lost, r.Duplicated)))
 }
 
-func (r *demoReport) writeTrouble(screen *demoScreen) {
+func (r *Report) writeTrouble(screen *Screen) {
 	f := r.Reconciliation
 	if f.Sent == 0 {
 		screen.say("Nothing was sent, so nothing is proved.")

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -18,19 +18,20 @@ import (
 	"github.com/crossfade-io/crossfade/migrations"
 )
 
-// demoStack is everything that the demo runs beside the fleet.
-type demoStack struct {
+// stack is everything that the demo runs beside the fleet.
+type stack struct {
 	broker   *devstack.Mosquitto
 	nats     *devstack.NATS
-	database *demoDatabase
+	database *devstack.Database
 	pool     *pgxpool.Pool
-	child    *demoChild
+	instance *instance
 }
 
-// startDemoStack starts everything and registers the devices. After an error
-// nothing is left running. died is told when `crossfade run` ends by itself.
-func startDemoStack(ctx context.Context, screen *demoScreen, devices []fleet.Device, died func(error)) (_ *demoStack, err error) {
-	s := &demoStack{}
+// startStack starts everything and registers the devices. After an error
+// nothing is left running. program is the path of crossfade, "" for this one; died
+// is told when `crossfade run` ends by itself.
+func startStack(ctx context.Context, screen *Screen, program string, devices []fleet.Device, died func(error)) (_ *stack, err error) {
+	s := &stack{}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.close())
@@ -40,10 +41,10 @@ func startDemoStack(ctx context.Context, screen *demoScreen, devices []fleet.Dev
 	if err := s.startServers(ctx, screen); err != nil {
 		return nil, err
 	}
-	if s.pool, err = pgxpool.New(ctx, s.database.url); err != nil {
+	if s.pool, err = pgxpool.New(ctx, s.database.URL()); err != nil {
 		return nil, fmt.Errorf("connect to PostgreSQL: %w", err)
 	}
-	if _, err := migrations.Apply(ctx, s.database.url, nil); err != nil {
+	if _, err := migrations.Apply(ctx, s.database.URL(), nil); err != nil {
 		return nil, err
 	}
 	if err := fleet.Register(ctx, s.pool, devices); err != nil {
@@ -51,22 +52,22 @@ func startDemoStack(ctx context.Context, screen *demoScreen, devices []fleet.Dev
 	}
 	// NATS runs within this process, so its directory lives exactly as long, and is
 	// cleared away at the next start if this process is killed.
-	s.child = newDemoChild(s.environ(os.Environ()), filepath.Join(s.nats.Dir(), "crossfade.log"), died)
+	s.instance = newInstance(program, s.environ(os.Environ()), filepath.Join(s.nats.Dir(), "crossfade.log"), died)
 	began := time.Now()
-	if err := s.child.start(ctx); err != nil {
+	if err := s.instance.start(ctx); err != nil {
 		return nil, err
 	}
 	screen.say("  %-14s http://%-23s both sources and the mirror, process %d, %s",
-		"crossfade run", s.child.address(), s.child.pid(), demoTook(began))
+		"crossfade run", s.instance.address(), s.instance.pid(), took(began))
 	return s, nil
 }
 
 // startServers starts the three side by side: PostgreSQL takes longest.
-func (s *demoStack) startServers(ctx context.Context, screen *demoScreen) error {
+func (s *stack) startServers(ctx context.Context, screen *Screen) error {
 	began := time.Now()
 	g, ctx := errgroup.WithContext(ctx)
 	part := func(name, where, what string) {
-		screen.say("  %-14s %-30s %s, %s", name, where, what, demoTook(began))
+		screen.say("  %-14s %-30s %s, %s", name, where, what, took(began))
 	}
 	g.Go(func() (err error) {
 		if s.broker, err = devstack.StartMosquitto(ctx, devstack.MosquittoOptions{}); err == nil {
@@ -81,39 +82,40 @@ func (s *demoStack) startServers(ctx context.Context, screen *demoScreen) error 
 		return err
 	})
 	g.Go(func() (err error) {
-		if s.database, err = openDemoDatabase(ctx); err != nil {
+		if s.database, err = devstack.NewDatabase(ctx, "crossfade_demo"); err != nil {
 			return err
 		}
 		what := "a database of the demo's own, where DATABASE_URL points"
-		if s.database.private {
+		if s.database.Private() {
 			what = "all that is taken in ends here"
 		}
-		part("PostgreSQL", s.database.where, what)
+		part("PostgreSQL", s.database.Address(), what)
 		return nil
 	})
 	return g.Wait()
 }
 
-func demoTook(began time.Time) string {
+func took(began time.Time) string {
 	return fmt.Sprintf("%.1f s", time.Since(began).Seconds())
 }
 
 // environ configures `crossfade run`. Whatever else the caller's environment says
 // of Crossfade or, with a private database, of PostgreSQL, is meant for other
 // installations than this one.
-func (s *demoStack) environ(base []string) []string {
+func (s *stack) environ(base []string) []string {
 	own := slices.DeleteFunc(slices.Clone(base), func(entry string) bool {
 		return strings.HasPrefix(entry, "CROSSFADE_") || strings.HasPrefix(entry, "DATABASE_URL=") ||
-			s.database.private && strings.HasPrefix(entry, "PG")
+			s.database.Private() && strings.HasPrefix(entry, "PG")
 	})
 	return append(own,
-		"CROSSFADE_DATABASE_URL="+s.database.url,
+		"CROSSFADE_DATABASE_URL="+s.database.URL(),
 		"CROSSFADE_MQTT_URL="+s.broker.URL(),
 		"CROSSFADE_MQTT_USER="+s.broker.User(),
 		"CROSSFADE_MQTT_PASSWORD="+s.broker.Password(),
 		"CROSSFADE_NATS_URL=nats://"+s.nats.Address(),
 		"CROSSFADE_NATS_USER="+s.nats.User(),
 		"CROSSFADE_NATS_PASSWORD="+s.nats.Password(),
+		"CROSSFADE_NATS_ACK_WAIT="+ackWait.String(),
 		"CROSSFADE_MIRROR_ENABLED=true",
 		"CROSSFADE_BRIDGE_INSTANCE=demo",
 		"CROSSFADE_BRIDGE_FLAG_BEAT=1s",
@@ -122,16 +124,16 @@ func (s *demoStack) environ(base []string) []string {
 }
 
 // close stops everything in order and removes all data.
-func (s *demoStack) close() error {
+func (s *stack) close() error {
 	var errs []error
-	if s.child != nil {
-		errs = append(errs, s.child.stop())
+	if s.instance != nil {
+		errs = append(errs, s.instance.stop())
 	}
 	if s.pool != nil {
 		s.pool.Close()
 	}
-	if s.database != nil && s.database.close != nil {
-		errs = append(errs, s.database.close())
+	if s.database != nil {
+		errs = append(errs, s.database.Close())
 	}
 	if s.nats != nil {
 		errs = append(errs, s.nats.Close())

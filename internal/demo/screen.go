@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"fmt"
@@ -11,10 +11,10 @@ import (
 	"golang.org/x/term"
 )
 
-// demoScreen is where the story is told. On a terminal its last line is live: it is
+// Screen is where the story is told. On a terminal its last line is live: it is
 // redrawn in place while lines above it scroll. Elsewhere everything is a plain
 // line. Its methods may be called concurrently.
-type demoScreen struct {
+type Screen struct {
 	out      io.Writer
 	terminal bool // lines may be redrawn
 	colour   bool
@@ -25,15 +25,17 @@ type demoScreen struct {
 	err   error     // the first failed write
 }
 
-func newDemoScreen(out io.Writer, terminal bool) *demoScreen {
-	s := &demoScreen{out: out}
+// NewScreen returns a screen for Run. On a terminal it redraws, and colours, unless
+// TERM is "dumb" or NO_COLOR is set.
+func NewScreen(out io.Writer, terminal bool) *Screen {
+	s := &Screen{out: out}
 	s.terminal = terminal && os.Getenv("TERM") != "dumb"
 	s.colour = s.terminal && os.Getenv("NO_COLOR") == ""
 	return s
 }
 
 // say prints a line.
-func (s *demoScreen) say(format string, args ...any) {
+func (s *Screen) say(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.print(fmt.Sprintf(format, args...))
@@ -41,7 +43,7 @@ func (s *demoScreen) say(format string, args ...any) {
 
 // tell prints a line of the story, with the time since its beginning. Further
 // lines of the text are indented to match.
-func (s *demoScreen) tell(format string, args ...any) {
+func (s *Screen) tell(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	text := strings.ReplaceAll(fmt.Sprintf(format, args...), "\n", "\n"+strings.Repeat(" ", len(s.stamp(""))))
@@ -50,7 +52,7 @@ func (s *demoScreen) tell(format string, args ...any) {
 
 // rates shows how things go: in the live line on a terminal, as a line of the
 // story elsewhere.
-func (s *demoScreen) rates(text string) {
+func (s *Screen) rates(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.terminal {
@@ -62,7 +64,7 @@ func (s *demoScreen) rates(text string) {
 }
 
 // still ends the live line.
-func (s *demoScreen) still() {
+func (s *Screen) still() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.live != "" {
@@ -72,14 +74,14 @@ func (s *demoScreen) still() {
 }
 
 // begin starts the clock of tell.
-func (s *demoScreen) begin() {
+func (s *Screen) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.began = time.Now()
 }
 
 // failed is the first error of writing, nil if all could be shown.
-func (s *demoScreen) failed() error {
+func (s *Screen) failed() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.err != nil {
@@ -88,7 +90,7 @@ func (s *demoScreen) failed() error {
 	return nil
 }
 
-func (s *demoScreen) stamp(text string) string {
+func (s *Screen) stamp(text string) string {
 	since := 0.0
 	if !s.began.IsZero() {
 		since = time.Since(s.began).Seconds()
@@ -96,7 +98,7 @@ func (s *demoScreen) stamp(text string) string {
 	return fmt.Sprintf("%7.1fs  %s", since, text)
 }
 
-func (s *demoScreen) print(text string) {
+func (s *Screen) print(text string) {
 	if s.live == "" {
 		s.write(text + "\n")
 		return
@@ -104,13 +106,13 @@ func (s *demoScreen) print(text string) {
 	s.write("\r\x1b[K" + text + "\n" + s.dim(s.live))
 }
 
-func (s *demoScreen) write(text string) {
+func (s *Screen) write(text string) {
 	if _, err := io.WriteString(s.out, text); err != nil && s.err == nil {
 		s.err = err
 	}
 }
 
-func (s *demoScreen) width() int {
+func (s *Screen) width() int {
 	if f, ok := s.out.(*os.File); ok {
 		if width, _, err := term.GetSize(int(f.Fd())); err == nil && width > 0 {
 			return width
@@ -127,14 +129,14 @@ func fit(line string, width int) string {
 	return line
 }
 
-func (s *demoScreen) paint(code, text string) string {
+func (s *Screen) paint(code, text string) string {
 	if !s.colour {
 		return text
 	}
 	return "\x1b[" + code + "m" + text + "\x1b[0m"
 }
 
-func (s *demoScreen) dim(text string) string  { return s.paint("2", text) }
-func (s *demoScreen) bold(text string) string { return s.paint("1", text) }
-func (s *demoScreen) good(text string) string { return s.paint("1;32", text) }
-func (s *demoScreen) bad(text string) string  { return s.paint("1;31", text) }
+func (s *Screen) dim(text string) string  { return s.paint("2", text) }
+func (s *Screen) bold(text string) string { return s.paint("1", text) }
+func (s *Screen) good(text string) string { return s.paint("1;32", text) }
+func (s *Screen) bad(text string) string  { return s.paint("1;31", text) }

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"context"
@@ -14,19 +14,19 @@ import (
 )
 
 const (
-	// demoStoryLength is the most that the story takes of a long run; the rest of
+	// storyLength is the most that the story takes of a long run; the rest of
 	// it is load alone.
-	demoStoryLength = time.Minute
-	// demoWaves is the most flips to jetstream: many tenants go several at a time.
-	demoWaves = 6
-	// demoFlipPatience is how long a tenant may take to get there.
-	demoFlipPatience = 20 * time.Second
-	// demoKillEvery is how often a long chaotic run is killed after the story.
-	demoKillEvery = 30 * time.Second
+	storyLength = time.Minute
+	// mostWaves is the most flips to jetstream: many tenants go several at a time.
+	mostWaves = 6
+	// flipPatience is how long a tenant may take to get there.
+	flipPatience = 20 * time.Second
+	// killEvery is how often a long chaotic run is killed after the story.
+	killEvery = 30 * time.Second
 )
 
-// demoFlip is one change of authority, for the report.
-type demoFlip struct {
+// Flip is one change of authority, for the report.
+type Flip struct {
 	Tenants []string `json:"tenants"`
 	To      string   `json:"to"`
 	// Milliseconds from the wish to the stage, a restart included where there was one.
@@ -35,43 +35,43 @@ type demoFlip struct {
 	Killed bool `json:"killed"`
 }
 
-// demoStory is what happens while the devices publish.
-type demoStory struct {
-	stack  *demoStack
-	screen *demoScreen
-	meter  *demoMeter
-	flips  []demoFlip
+// story is what happens while the devices publish.
+type story struct {
+	stack  *stack
+	screen *Screen
+	meter  *meter
+	flips  []Flip
 	kills  int
 	killed time.Time // the last time
 }
 
-// demoAct is a part of the story, due at a time after its beginning.
-type demoAct struct {
+// act is a part of the story, due at a time after its beginning.
+type act struct {
 	at time.Duration
 	do func(context.Context) error
 }
 
 // acts is the story of a run of that duration.
-func (s *demoStory) acts(tenants []string, duration time.Duration, chaos bool) []demoAct {
-	length := min(duration, demoStoryLength)
+func (s *story) acts(tenants []string, duration time.Duration, chaos bool) []act {
+	length := min(duration, storyLength)
 	part := func(share float64) time.Duration { return time.Duration(share * float64(length)) }
-	waves := slices.Collect(slices.Chunk(tenants, (len(tenants)+demoWaves-1)/demoWaves))
-	var acts []demoAct
+	waves := slices.Collect(slices.Chunk(tenants, (len(tenants)+mostWaves-1)/mostWaves))
+	var acts []act
 	if chaos {
-		acts = append(acts, demoAct{part(0.07), s.kill})
+		acts = append(acts, act{part(0.07), s.kill})
 	}
 	for i, wave := range waves {
 		last := i == len(waves)-1
 		// Killing right after the second wish, or the only one.
 		kill := chaos && i == min(1, len(waves)-1)
-		acts = append(acts, demoAct{part(0.15 + 0.45*float64(i)/float64(len(waves))), func(ctx context.Context) error {
+		acts = append(acts, act{part(0.15 + 0.45*float64(i)/float64(len(waves))), func(ctx context.Context) error {
 			return s.forward(ctx, wave, last, kill)
 		}})
 	}
-	acts = append(acts, demoAct{part(0.70), func(ctx context.Context) error { return s.back(ctx, waves[0][:1], chaos) }})
+	acts = append(acts, act{part(0.70), func(ctx context.Context) error { return s.back(ctx, waves[0][:1], chaos) }})
 	if chaos {
-		for at := length; at < duration; at += demoKillEvery {
-			acts = append(acts, demoAct{at, s.kill})
+		for at := length; at < duration; at += killEvery {
+			acts = append(acts, act{at, s.kill})
 		}
 	}
 	return acts
@@ -80,7 +80,7 @@ func (s *demoStory) acts(tenants []string, duration time.Duration, chaos bool) [
 // play performs the acts in order, each when it is due or as soon as the one before
 // is over. It ends early, without an error, when curtain does; ctx bounds what is
 // going on then.
-func (s *demoStory) play(ctx, curtain context.Context, acts []demoAct) error {
+func (s *story) play(ctx, curtain context.Context, acts []act) error {
 	began := time.Now()
 	for i, act := range acts {
 		due := time.NewTimer(act.at - time.Since(began))
@@ -100,8 +100,8 @@ func (s *demoStory) play(ctx, curtain context.Context, acts []demoAct) error {
 	return nil
 }
 
-func (s *demoStory) forward(ctx context.Context, tenants []string, last, kill bool) error {
-	s.screen.tell("%s", s.screen.bold("Flip "+demoNames(tenants)+" to jetstream"))
+func (s *story) forward(ctx context.Context, tenants []string, last, kill bool) error {
+	s.screen.tell("%s", s.screen.bold("Flip "+listed(tenants)+" to jetstream"))
 	took, err := s.flip(ctx, tenants, flags.JetStream, "the demo's next wave", kill)
 	if err != nil {
 		return err
@@ -113,8 +113,8 @@ func (s *demoStory) forward(ctx context.Context, tenants []string, last, kill bo
 	return nil
 }
 
-func (s *demoStory) back(ctx context.Context, tenants []string, kill bool) error {
-	s.screen.tell("%s", s.screen.bold("Roll "+demoNames(tenants)+" back to mqtt")+", as if something were wrong with it")
+func (s *story) back(ctx context.Context, tenants []string, kill bool) error {
+	s.screen.tell("%s", s.screen.bold("Roll "+listed(tenants)+" back to mqtt")+", as if something were wrong with it")
 	took, err := s.flip(ctx, tenants, flags.MQTT, "the demo's rollback", kill)
 	if err != nil {
 		return err
@@ -125,7 +125,7 @@ func (s *demoStory) back(ctx context.Context, tenants []string, kill bool) error
 
 // flip wishes a stage and waits until the tenants are there. With kill, the
 // instance dies right after the wish was committed.
-func (s *demoStory) flip(ctx context.Context, tenants []string, to flags.Variant, why string, kill bool) (string, error) {
+func (s *story) flip(ctx context.Context, tenants []string, to flags.Variant, why string, kill bool) (string, error) {
 	began := time.Now()
 	if _, err := flags.OpenStore(s.stack.pool).SetTargets(ctx, tenants, to, "crossfade demo", why); err != nil {
 		return "", err
@@ -140,12 +140,12 @@ func (s *demoStory) flip(ctx context.Context, tenants []string, to flags.Variant
 		return "", err
 	}
 	took := time.Since(began)
-	s.flips = append(s.flips, demoFlip{Tenants: tenants, To: to.String(), Milliseconds: took.Milliseconds(), Killed: kill})
+	s.flips = append(s.flips, Flip{Tenants: tenants, To: to.String(), Milliseconds: took.Milliseconds(), Killed: kill})
 	return fmt.Sprintf("Stage %s after %d ms", goal, took.Milliseconds()), nil
 }
 
-func (s *demoStory) await(ctx context.Context, tenants []string, goal stage.Stage) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, demoFlipPatience, fmt.Errorf("%s did not reach the stage %s within %v", demoNames(tenants), goal, demoFlipPatience))
+func (s *story) await(ctx context.Context, tenants []string, goal stage.Stage) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, flipPatience, fmt.Errorf("%s did not reach the stage %s within %v", listed(tenants), goal, flipPatience))
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
@@ -172,42 +172,42 @@ func (s *demoStory) await(ctx context.Context, tenants []string, goal stage.Stag
 }
 
 // kill kills `crossfade run` and starts it again.
-func (s *demoStory) kill(ctx context.Context) error {
-	child := s.stack.child
-	pid := child.pid()
+func (s *story) kill(ctx context.Context) error {
+	instance := s.stack.instance
+	pid := instance.pid()
 	// For the sums; a reading that fails now only makes them smaller.
 	_, _ = s.meter.read(ctx)
-	if err := child.kill(); err != nil {
+	if err := instance.kill(); err != nil {
 		return err
 	}
 	s.kills++
 	s.killed = time.Now()
 	s.screen.tell("%s crossfade run (process %d), with messages in hand", s.screen.bad("kill -9"), pid)
 	// Whatever the user wishes meanwhile: without it there is no verdict.
-	if err := child.start(context.WithoutCancel(ctx)); err != nil {
+	if err := instance.start(context.WithoutCancel(ctx)); err != nil {
 		return err
 	}
-	s.screen.tell("Started again (process %d), ready after %s. Both brokers deliver again what\nit had not acknowledged; the ledger knows what was stored before.", child.pid(), demoTook(s.killed))
+	s.screen.tell("Started again (process %d), ready after %s. Both brokers deliver again what\nit had not acknowledged; the ledger knows what was stored before.", instance.pid(), took(s.killed))
 	return nil
 }
 
-// demoDrainPatience bounds the wait for the last copies. Copies that stand by need
+// drainPatience bounds the wait for the last copies. Copies that stand by need
 // their time, 5 s, before they are rescued.
-const demoDrainPatience = 30 * time.Second
+const drainPatience = 30 * time.Second
 
 // drain waits until every copy that the brokers have handed out is settled and no
 // more arrive. Not getting there is no error: the verdict will tell.
-func (s *demoStory) drain(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, demoDrainPatience)
+func (s *story) drain(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, drainPatience)
 	defer cancel()
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	var before demoSample
+	var before Counts
 	for quiet := 0; quiet < 3; {
 		now, err := s.meter.read(ctx)
 		switch {
 		case errors.Is(ctx.Err(), context.DeadlineExceeded):
-			s.screen.tell("After %v some copies are still not settled; judging all the same.", demoDrainPatience)
+			s.screen.tell("After %v some copies are still not settled; judging all the same.", drainPatience)
 			return nil
 		case err != nil:
 			return fmt.Errorf("wait until all is settled: %w", err)
@@ -225,7 +225,7 @@ func (s *demoStory) drain(ctx context.Context) error {
 	return nil
 }
 
-func demoNames(tenants []string) string {
+func listed(tenants []string) string {
 	if len(tenants) > 4 {
 		return fmt.Sprintf("%s and %d more", strings.Join(tenants[:3], ", "), len(tenants)-3)
 	}

@@ -1,4 +1,4 @@
-package main
+package demo
 
 import (
 	"bytes"
@@ -11,10 +11,10 @@ import (
 	"github.com/prometheus/common/model"
 )
 
-// demoSample is what `crossfade run` has counted, over all processes of the demo so
+// Counts is what `crossfade run` has counted, over all processes of the demo so
 // far. What a killed process counted after its last reading is not in it, so these
 // are for watching; the verdict does not use them.
-type demoSample struct {
+type Counts struct {
 	at time.Time
 
 	WrittenMQTT      float64 `json:"written_mqtt"`
@@ -26,44 +26,44 @@ type demoSample struct {
 	busy             float64 // copies that are neither settled nor with their broker; now
 }
 
-// demoMeter reads the child's /metrics.
-type demoMeter struct {
-	child  *demoChild
-	parser expfmt.TextParser
+// meter reads the instance's /metrics.
+type meter struct {
+	instance *instance
+	parser   expfmt.TextParser
 
 	mu         sync.Mutex
 	generation int // of the process that last belongs to
-	last       demoSample
-	sum        demoSample
+	last       Counts
+	sum        Counts
 }
 
-func newDemoMeter(child *demoChild) *demoMeter {
-	return &demoMeter{child: child, parser: expfmt.NewTextParser(model.UTF8Validation)}
+func newMeter(i *instance) *meter {
+	return &meter{instance: i, parser: expfmt.NewTextParser(model.UTF8Validation)}
 }
 
 // read takes a reading and returns the sums.
-func (m *demoMeter) read(ctx context.Context) (demoSample, error) {
+func (m *meter) read(ctx context.Context) (Counts, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	generation := m.child.generation()
-	body, err := m.child.get(ctx, "/metrics")
+	generation := m.instance.generation()
+	body, err := m.instance.get(ctx, "/metrics")
 	if err != nil {
-		return demoSample{}, err
+		return Counts{}, err
 	}
 	now, err := m.parse(body)
 	if err != nil {
-		return demoSample{}, err
+		return Counts{}, err
 	}
 	m.add(generation, now)
 	return m.sum, nil
 }
 
-func (m *demoMeter) parse(body []byte) (demoSample, error) {
+func (m *meter) parse(body []byte) (Counts, error) {
 	families, err := m.parser.TextToMetricFamilies(bytes.NewReader(body))
 	if err != nil {
-		return demoSample{}, fmt.Errorf("/metrics of crossfade run: %w", err)
+		return Counts{}, fmt.Errorf("/metrics of crossfade run: %w", err)
 	}
-	s := demoSample{at: time.Now()}
+	s := Counts{at: time.Now()}
 	for name, family := range families {
 		for _, metric := range family.GetMetric() {
 			labels := make(map[string]string, 2)
@@ -76,7 +76,7 @@ func (m *demoMeter) parse(body []byte) (demoSample, error) {
 	return s, nil
 }
 
-func (s *demoSample) count(name string, labels map[string]string, counter, gauge float64) {
+func (s *Counts) count(name string, labels map[string]string, counter, gauge float64) {
 	switch name {
 	case "crossfade_messages_total":
 		switch {
@@ -103,9 +103,9 @@ func (s *demoSample) count(name string, labels map[string]string, counter, gauge
 }
 
 // add counts on from the last reading; a new process starts from zero.
-func (m *demoMeter) add(generation int, now demoSample) {
+func (m *meter) add(generation int, now Counts) {
 	if generation != m.generation {
-		m.generation, m.last = generation, demoSample{}
+		m.generation, m.last = generation, Counts{}
 	}
 	for _, c := range []struct{ sum, last, now *float64 }{
 		{&m.sum.WrittenMQTT, &m.last.WrittenMQTT, &now.WrittenMQTT},
@@ -124,15 +124,15 @@ func (m *demoMeter) add(generation int, now demoSample) {
 }
 
 // sums returns the last sums without a new reading.
-func (m *demoMeter) sums() demoSample {
+func (m *meter) sums() Counts {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.sum
 }
 
-// demoBeat is how often rates are shown: on a terminal they are redrawn, elsewhere
+// beatOf is how often rates are shown: on a terminal they are redrawn, elsewhere
 // each makes a line.
-func demoBeat(terminal bool, duration time.Duration) time.Duration {
+func beatOf(terminal bool, duration time.Duration) time.Duration {
 	switch {
 	case terminal:
 		return 500 * time.Millisecond
@@ -146,13 +146,13 @@ func demoBeat(terminal bool, duration time.Duration) time.Duration {
 
 // watch shows the rates until ctx ends. sent tells how many messages the fleet has
 // sent.
-func (m *demoMeter) watch(ctx context.Context, screen *demoScreen, beat time.Duration, sent func() int64) {
+func (m *meter) watch(ctx context.Context, screen *Screen, beat time.Duration, sent func() int64) {
 	tick := time.NewTicker(beat)
 	defer tick.Stop()
 	// Rates are over the last readings within window: steadier than one beat on a
 	// terminal.
 	window := max(beat, 2*time.Second)
-	var readings []demoSample
+	var readings []Counts
 	for {
 		now, err := m.read(ctx)
 		if ctx.Err() != nil {
@@ -168,7 +168,7 @@ func (m *demoMeter) watch(ctx context.Context, screen *demoScreen, beat time.Dur
 				readings = readings[1:]
 			}
 			if len(readings) > 1 {
-				screen.rates(demoRates(readings[0], now, sent()))
+				screen.rates(ratesLine(readings[0], now, sent()))
 			}
 		}
 		select {
@@ -180,7 +180,7 @@ func (m *demoMeter) watch(ctx context.Context, screen *demoScreen, beat time.Dur
 	}
 }
 
-func demoRates(from, to demoSample, sent int64) string {
+func ratesLine(from, to Counts, sent int64) string {
 	seconds := to.at.Sub(from.at).Seconds()
 	rate := func(a, b float64) float64 { return (b - a) / seconds }
 	return fmt.Sprintf("written/s mqtt %4.0f jetstream %4.0f | stood by/s matched %4.0f rescued %.0f | sent %d",
