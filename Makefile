@@ -8,6 +8,7 @@ SHELL := /bin/bash
 ARGS ?=
 FUZZTIME ?= 30s
 TESTTIMEOUT ?= 20m
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 PROGRAMS := crossfade fleet
 
 .PHONY: help
@@ -43,7 +44,7 @@ build: ## bin/crossfade and bin/fleet
 	@mkdir -p bin
 	@for program in $(PROGRAMS); do \
 		new=bin/.$$program.$$$$; \
-		CGO_ENABLED=0 go build -trimpath -o $$new ./cmd/$$program || { rm -f $$new; exit 1; }; \
+		CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(VERSION)" -o $$new ./cmd/$$program || { rm -f $$new; exit 1; }; \
 		mv -f $$new bin/$$program; \
 	done
 

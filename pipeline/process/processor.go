@@ -95,7 +95,8 @@ type Processor struct {
 	log      *slog.Logger
 
 	inHand  atomic.Int64          // submitted and not settled
-	trouble atomic.Pointer[error] // why batches can't be written
+	failing atomic.Int64          // workers that cannot write their batch,
+	trouble atomic.Pointer[error] // and why the last of them could not
 	stuck   atomic.Pointer[error] // why one message can't, while others may
 	ended   atomic.Bool           // Run has returned, or is about to
 }
@@ -139,8 +140,8 @@ func (p *Processor) InHand() int { return int(p.inHand.Load()) }
 
 // Health is nil while batches can be written, and otherwise says why not.
 func (p *Processor) Health() error {
-	if e := p.trouble.Load(); e != nil {
-		return *e
+	if p.failing.Load() > 0 {
+		return *p.trouble.Load()
 	}
 	if e := p.stuck.Load(); e != nil {
 		return *e

@@ -226,18 +226,25 @@ func (w *worker) releaseAll() {
 // other trouble holds what is in hand: no delivery is given back and none is
 // acknowledged, and Health says why.
 func (w *worker) retry(ctx context.Context, f func() error) error {
-	delay := firstRetry
+	delay, failing := firstRetry, false
+	defer func() {
+		if failing {
+			w.failing.Add(-1)
+		}
+	}()
 	for {
 		err := f()
 		if err == nil || errors.Is(err, store.ErrData) {
-			w.trouble.Store(nil)
 			return err
 		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
 		w.metrics.retries.Inc()
-		if w.trouble.Swap(&err) == nil {
+		w.trouble.Store(&err)
+		if !failing {
+			failing = true
+			w.failing.Add(1)
 			w.log.Warn("a batch cannot be written and is held; trying again until it can", "messages", len(w.items), "error", err)
 		}
 		wait(ctx, delay/2+rand.N(delay/2+1))
