@@ -38,6 +38,11 @@ type Config struct {
 	// Window is the Receive Maximum: how many messages the broker may have sent
 	// that are not acknowledged. 1 to 65535.
 	Window int
+	// MaxPacket is the largest PUBLISH in bytes that the broker may send us, 1024
+	// and up. It bounds what one hostile device can make us hold; the broker drops
+	// what is larger, for us alone, as if it had been delivered (MQTT-3.1.2-24).
+	// It has to be well above the largest payload that the pipeline accepts.
+	MaxPacket uint32
 	// HardLimit bounds what is in hand when the broker sends more than Window
 	// (Mosquitto does, QoS 0 always may), or after a reconnect, when copies of
 	// the old connection are still held. At the limit reading stops, and with it
@@ -90,6 +95,7 @@ func DefaultConfig() Config {
 	return Config{
 		Filters:        slices.Clone(defaultFilters),
 		Window:         8000,
+		MaxPacket:      4 << 20,
 		SessionExpiry:  24 * time.Hour,
 		KeepAlive:      30 * time.Second,
 		ConnectTimeout: 10 * time.Second,
@@ -163,6 +169,9 @@ func (c Config) validateFilters(bad complaint) {
 func (c Config) validateLimits(bad complaint) {
 	if c.Window < 1 || c.Window > math.MaxUint16 {
 		bad("Window", "%d is out of range; choose 1 to 65535", c.Window)
+	}
+	if c.MaxPacket < 1024 {
+		bad("MaxPacket", "%d is out of range; choose 1024 bytes or more", c.MaxPacket)
 	}
 	if c.HardLimit != 0 && c.HardLimit < c.Window {
 		bad("HardLimit", "%d is below Window (%d); raise it, or set 0 for four times Window", c.HardLimit, c.Window)

@@ -41,7 +41,7 @@ type session struct{ *state.State }
 func (session) Ack(*packets.Publish) error { return nil }
 
 func (s *Source) clientConfig() autopaho.ClientConfig {
-	window := uint16(s.cfg.Window)
+	window, packet := uint16(s.cfg.Window), s.cfg.MaxPacket
 	return autopaho.ClientConfig{
 		ServerUrls:            []*url.URL{s.broker},
 		KeepAlive:             uint16(s.cfg.KeepAlive / time.Second),
@@ -56,6 +56,7 @@ func (s *Source) clientConfig() autopaho.ClientConfig {
 		OnConnectError:        s.connectFailed,
 		ConnectPacketBuilder: func(c *paho.Connect, _ *url.URL) (*paho.Connect, error) {
 			c.Properties.ReceiveMaximum = &window
+			c.Properties.MaximumPacketSize = &packet
 			return c, nil
 		},
 		ClientConfig: paho.ClientConfig{
