@@ -3,11 +3,10 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
-	"strings"
 	"time"
 
 	"github.com/crossfade-io/crossfade/internal/demo"
+	"github.com/crossfade-io/crossfade/internal/options"
 )
 
 type demoCommand struct {
@@ -35,17 +34,7 @@ Examples:
 }
 
 // Validate names every flag out of range; kong calls it.
-func (c demoCommand) Validate() error {
-	var bad demo.BadOptions
-	if !errors.As(c.options().Validate(), &bad) {
-		return nil
-	}
-	var errs []error
-	for _, o := range bad {
-		errs = append(errs, fmt.Errorf("--%s %s", strings.ToLower(o.Field), o.Problem))
-	}
-	return errors.Join(errs...)
-}
+func (c demoCommand) Validate() error { return options.Flags(c.options().Validate()) }
 
 func (c demoCommand) options() demo.Options {
 	return demo.Options{Duration: c.Duration, Rate: c.Rate, Devices: c.Devices, Tenants: c.Tenants, Chaos: c.Chaos, Keep: c.Keep}

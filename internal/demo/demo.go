@@ -17,12 +17,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/internal/fleet"
+	"github.com/crossfade-io/crossfade/internal/options"
 )
 
 // Options says what is shown.
@@ -53,41 +53,16 @@ func DefaultOptions() Options {
 	return Options{Duration: 30 * time.Second, Rate: 600, Devices: 60, Tenants: 3}
 }
 
-// BadOption is a field of Options that cannot be used.
-type BadOption struct {
-	Field string
-	// Problem is its value and the remedy: "is 7: choose 1 to 6".
-	Problem string
-}
-
-// BadOptions is what Validate returns: every field that cannot be used.
-type BadOptions []BadOption
-
-func (b BadOptions) Error() string {
-	lines := make([]string, len(b))
-	for i, o := range b {
-		lines[i] = "demo option " + o.Field + " " + o.Problem
-	}
-	return strings.Join(lines, "\n")
-}
-
-// Validate returns nil or [BadOptions].
+// Validate returns nil or an [options.Invalid] with every field that cannot be used.
 func (o Options) Validate() error {
-	var bad BadOptions
-	need := func(ok bool, field, format string, args ...any) {
-		if !ok {
-			bad = append(bad, BadOption{field, fmt.Sprintf(format, args...)})
-		}
-	}
+	invalid := options.Invalid{Of: "demo"}
+	need := invalid.Need
 	need(o.Duration >= 5*time.Second && o.Duration <= 24*time.Hour, "Duration", "is %v: choose 5s to 24h", o.Duration)
 	need(o.Rate >= 1 && o.Rate <= 100_000, "Rate", "is %g: choose 1 to 100000", o.Rate)
 	need(o.Devices >= 1 && o.Devices <= 100_000, "Devices", "is %d: choose 1 to 100000", o.Devices)
 	need(o.Tenants >= 1 && o.Tenants <= 1000, "Tenants", "is %d: choose 1 to 1000", o.Tenants)
 	need(o.Tenants <= o.Devices, "Tenants", "is %d: choose at most as many as devices (%d)", o.Tenants, o.Devices)
-	if bad == nil {
-		return nil
-	}
-	return bad
+	return invalid.Err()
 }
 
 // Run plays the demo and tells its story on the screen. It needs Mosquitto's and

@@ -20,21 +20,7 @@ import (
 func place(t *testing.T) (dir, admin string) {
 	t.Helper()
 	admin = devstack.TestDatabase(t)
-	// Below /tmp, not below t.TempDir, whose parents are closed to the OS user
-	// postgres.
-	dir, err := os.MkdirTemp("", "demo-test-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := os.RemoveAll(dir); err != nil {
-			t.Error(err)
-		}
-	})
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	t.Setenv("TMPDIR", dir)
+	dir = devstack.TestTempDir(t)
 	t.Setenv("DATABASE_URL", admin)
 	// Settings for another installation must not reach this one.
 	t.Setenv("CROSSFADE_MQTT_URL", "mqtt://192.0.2.1:1883")

@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -99,15 +97,9 @@ func took(began time.Time) string {
 	return fmt.Sprintf("%.1f s", time.Since(began).Seconds())
 }
 
-// environ configures `crossfade run`. Whatever else the caller's environment says
-// of Crossfade or, with a private database, of PostgreSQL, is meant for other
-// installations than this one.
+// environ configures `crossfade run`, with nothing of the user's own configuration.
 func (s *stack) environ(base []string) []string {
-	own := slices.DeleteFunc(slices.Clone(base), func(entry string) bool {
-		return strings.HasPrefix(entry, "CROSSFADE_") || strings.HasPrefix(entry, "DATABASE_URL=") ||
-			s.database.Private() && strings.HasPrefix(entry, "PG")
-	})
-	return append(own,
+	return append(devstack.WithoutSettings(base, s.database.Private()),
 		"CROSSFADE_DATABASE_URL="+s.database.URL(),
 		"CROSSFADE_MQTT_URL="+s.broker.URL(),
 		"CROSSFADE_MQTT_USER="+s.broker.User(),

@@ -107,6 +107,12 @@ func (p *Postgres) CreateDatabase(ctx context.Context, name string) (string, err
 	return p.URL(name), nil
 }
 
+// DropDatabase drops a database, whoever is still connected. That there is none is
+// fine.
+func (p *Postgres) DropDatabase(ctx context.Context, name string) error {
+	return dropDatabase(ctx, p.URL(pgSuperuser), name)
+}
+
 // Dir holds the cluster and the log.
 func (p *Postgres) Dir() string { return p.d.dir }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -52,6 +54,16 @@ func (o ProgramOptions) Validate() error {
 		return errors.New("ProgramOptions.Line is set together with Log: the output goes to one of them, leave the other out")
 	}
 	return nil
+}
+
+// WithoutSettings is an environment without what the caller's says of Crossfade:
+// CROSSFADE_… and DATABASE_URL are meant for other installations than a private one.
+// With libpq, PG… goes too: that belongs to a PostgreSQL of the caller's.
+func WithoutSettings(environ []string, libpq bool) []string {
+	return slices.DeleteFunc(slices.Clone(environ), func(entry string) bool {
+		return strings.HasPrefix(entry, "CROSSFADE_") || strings.HasPrefix(entry, "DATABASE_URL=") ||
+			libpq && strings.HasPrefix(entry, "PG")
+	})
 }
 
 // programWaitDelay bounds the wait for the rest of the output where the program

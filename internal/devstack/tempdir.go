@@ -13,6 +13,16 @@ import (
 // however that process ends.
 const lockName = "devstack.lock"
 
+// TempDir makes a directory for a program's files, and first removes those that
+// killed processes have left for the same name. remove removes it.
+func TempDir(name string) (dir string, remove func() error, err error) {
+	dir, lock, err := makeTempDir(name)
+	if err != nil {
+		return "", nil, err
+	}
+	return dir, func() error { return errors.Join(os.RemoveAll(dir), lock.Close()) }, nil
+}
+
 // makeTempDir makes a directory for a server, and first removes those that
 // killed processes have left. The lock is to be closed after the directory has
 // been removed.

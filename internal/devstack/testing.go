@@ -4,6 +4,11 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strconv"
 	"sync"
 )
 
@@ -33,6 +38,40 @@ type testMain struct{ tests interface{ Run() int } }
 func (m testMain) Run() int {
 	defer ShutdownShared()
 	return m.tests.Run()
+}
+
+// MainWithCrossfade is Main for tests that start the crossfade program: it is built
+// before they run, with the race detector where they have it, and its path stored
+// in program.
+func MainWithCrossfade(m interface{ Run() int }, program *string) interface{ Run() int } {
+	return withCrossfade{Main(m), program}
+}
+
+type withCrossfade struct {
+	tests   interface{ Run() int }
+	program *string
+}
+
+func (w withCrossfade) Run() int {
+	dir, err := os.MkdirTemp("", "crossfade-program-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	*w.program = filepath.Join(dir, "crossfade")
+	build := exec.Command("go", "build", "-race="+strconv.FormatBool(underRace()), "-o", *w.program, "github.com/crossfade-io/crossfade/cmd/crossfade")
+	if out, err := build.CombinedOutput(); err != nil {
+		fmt.Fprintf(os.Stderr, "build crossfade for the tests: %v\n%s", err, out)
+		return 1
+	}
+	return w.tests.Run()
+}
+
+// underRace reports whether this program was built with the race detector.
+func underRace() bool {
+	info, ok := debug.ReadBuildInfo()
+	return ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"})
 }
 
 var shared = struct {
@@ -96,6 +135,30 @@ func TestDatabase(tb TB) string {
 		}
 	})
 	return d.URL()
+}
+
+// TestTempDir has all temporary files of the test, its children's too, made in a
+// directory of its own, which is removed when the test ends. It is below /tmp, not
+// below t.TempDir, whose parents are closed to the OS user postgres.
+func TestTempDir(tb interface {
+	TB
+	Setenv(key, value string)
+}) (dir string) {
+	tb.Helper()
+	dir, err := os.MkdirTemp("", "crossfade-test-")
+	if err != nil {
+		tb.Fatalf("temporary directory for the test: %v", err)
+	}
+	tb.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			tb.Errorf("end of the test: %v", err)
+		}
+	})
+	if err := os.Chmod(dir, 0o755); err != nil {
+		tb.Fatalf("temporary directory for the test: %v", err)
+	}
+	tb.Setenv("TMPDIR", dir)
+	return dir
 }
 
 // TestPostgres returns a PostgreSQL of the test's own, for tests that stop or

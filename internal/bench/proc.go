@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"fmt"
@@ -9,14 +9,14 @@ import (
 	"time"
 )
 
-// benchTick is the unit of CPU times in /proc (USER_HZ, 100 on every Linux that Go
+// procTick is the unit of CPU times in /proc (USER_HZ, 100 on every Linux that Go
 // runs on; proc(5)).
-const benchTick = 10 * time.Millisecond
+const procTick = 10 * time.Millisecond
 
-// benchCPU returns the CPU time that the processes have used, the second one's
+// cpuOf returns the CPU time that the processes have used, the second one's
 // (PostgreSQL's) with all its children's, those that are gone included. It is zero
 // for a PID of 0, and for all where the system has no /proc.
-func benchCPU(pids [3]int) (cpu [3]time.Duration, err error) {
+func cpuOf(pids [3]int) (cpu [3]time.Duration, err error) {
 	if runtime.GOOS != "linux" {
 		return cpu, nil
 	}
@@ -89,7 +89,7 @@ func parseProcStat(text string) (procStat, error) {
 		}
 		n[i] = v
 	}
-	return procStat{parent: int(n[0]), own: time.Duration(n[1]+n[2]) * benchTick, reaped: time.Duration(n[3]+n[4]) * benchTick}, nil
+	return procStat{parent: int(n[0]), own: time.Duration(n[1]+n[2]) * procTick, reaped: time.Duration(n[3]+n[4]) * procTick}, nil
 }
 
 func cutLast(s, sep string) (before, after string, found bool) {

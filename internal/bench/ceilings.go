@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bytes"
@@ -9,7 +9,6 @@ import (
 	"log/slog"
 	"os"
 	"sync/atomic"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 	"golang.org/x/sync/errgroup"
@@ -21,15 +20,15 @@ import (
 // The ceilings are taken the way that was found fastest, whatever the pipeline is
 // told to do.
 const (
-	benchCopyConnections = 2
-	benchCeilingBatch    = 2000
+	copyConnections = 2
+	ceilingBatch    = 2000
 )
 
-const benchColumns = `telemetry (time, tenant_id, device_id, site_id, msg_type, seq, metrics)`
+const copyColumns = `telemetry (time, tenant_id, device_id, site_id, msg_type, seq, metrics)`
 
 // readRows fetches what a run has stored, in the order of time in which it came,
 // ready to be written again.
-func (b *bench) readRows(ctx context.Context, db *benchDatabase) error {
+func (b *bench) readRows(ctx context.Context, db *database) error {
 	conn, err := db.pool.Acquire(ctx)
 	if err != nil {
 		return err
@@ -39,7 +38,7 @@ func (b *bench) readRows(ctx context.Context, db *benchDatabase) error {
 	if _, err := conn.Conn().PgConn().CopyTo(ctx, &all, `COPY (SELECT time, tenant_id, device_id, site_id, msg_type, seq, metrics FROM telemetry ORDER BY time) TO STDOUT (FORMAT binary)`); err != nil {
 		return fmt.Errorf("read the rows back: %w", err)
 	}
-	b.rows, err = splitCopy(all.Bytes(), benchCeilingBatch)
+	b.rows, err = splitCopy(all.Bytes(), ceilingBatch)
 	return err
 }
 
@@ -90,20 +89,20 @@ func splitCopy(stream []byte, rows int) ([][]byte, error) {
 // measureCopy is how fast PostgreSQL takes the rows when nothing is checked or
 // remembered: the same rows into the same table, index and partitions, encoded
 // beforehand, on two connections.
-func (b *bench) measureCopy(ctx context.Context) (m benchMeasure, err error) {
+func (b *bench) measureCopy(ctx context.Context) (m Measure, err error) {
 	db, err := b.newDatabase(ctx)
 	if err != nil {
 		return m, err
 	}
 	defer func() { err = errors.Join(err, db.drop()) }()
-	conns := make([]*pgx.Conn, benchCopyConnections)
+	conns := make([]*pgx.Conn, copyConnections)
 	for i := range conns {
 		if conns[i], err = pgx.Connect(ctx, db.url); err != nil {
 			return m, err
 		}
 		defer conns[i].Close(context.WithoutCancel(ctx))
 	}
-	clock, err := startBenchClock(os.Getpid(), b.postgres.PID(), 0)
+	clock, err := startStopwatch(os.Getpid(), b.postgres.PID(), 0)
 	if err != nil {
 		return m, err
 	}
@@ -112,7 +111,7 @@ func (b *bench) measureCopy(ctx context.Context) (m benchMeasure, err error) {
 	for _, conn := range conns {
 		group.Go(func() error {
 			for i := next.Add(1) - 1; i < int64(len(b.rows)); i = next.Add(1) - 1 {
-				if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.rows[i]), `COPY `+benchColumns+` FROM STDIN (FORMAT binary)`); err != nil {
+				if _, err := conn.PgConn().CopyFrom(ctx, bytes.NewReader(b.rows[i]), `COPY `+copyColumns+` FROM STDIN (FORMAT binary)`); err != nil {
 					return err
 				}
 			}
@@ -122,18 +121,18 @@ func (b *bench) measureCopy(ctx context.Context) (m benchMeasure, err error) {
 	if err := group.Wait(); err != nil {
 		return m, err
 	}
-	return clock.stop(b.options.Messages)
+	return clock.stop(b.Messages)
 }
 
 // measurePull is how fast the backlog can be taken and acknowledged, by the same
 // source in this process, when nothing is done with it.
-func (b *bench) measurePull(ctx context.Context) (m benchMeasure, err error) {
+func (b *bench) measurePull(ctx context.Context) (m Measure, err error) {
 	nats, remove, err := b.startNATS(ctx)
 	if err != nil {
 		return m, err
 	}
 	defer func() { err = errors.Join(err, remove()) }()
-	conn, err := benchConnect(nats)
+	conn, err := connect(nats)
 	if err != nil {
 		return m, err
 	}
@@ -143,7 +142,7 @@ func (b *bench) measurePull(ctx context.Context) (m benchMeasure, err error) {
 	if err != nil {
 		return m, err
 	}
-	clock, err := startBenchClock(os.Getpid(), 0, nats.PID())
+	clock, err := startStopwatch(os.Getpid(), 0, nats.PID())
 	if err != nil {
 		return m, err
 	}
@@ -154,22 +153,22 @@ func (b *bench) measurePull(ctx context.Context) (m benchMeasure, err error) {
 	group.Go(func() error { return source.Run(intake, func(d pipeline.Delivery) { incoming <- d.Receipt }) })
 	group.Go(func() error {
 		defer stop()
-		if err := benchAcknowledge(intake, incoming, b.options.Messages); err != nil {
+		if err := acknowledge(intake, incoming, b.Messages); err != nil {
 			return err
 		}
 		if err := conn.Flush(intake); err != nil {
 			return err
 		}
-		m, err = clock.stop(b.options.Messages)
+		m, err = clock.stop(b.Messages)
 		return err
 	})
 	err = group.Wait()
 	return m, errors.Join(err, source.Close(context.WithoutCancel(ctx)))
 }
 
-// benchAcknowledge acknowledges so many messages, in batches.
-func benchAcknowledge(ctx context.Context, incoming <-chan pipeline.Receipt, messages int) error {
-	batch := make([]pipeline.Receipt, 0, benchCeilingBatch)
+// acknowledge acknowledges so many messages, in batches.
+func acknowledge(ctx context.Context, incoming <-chan pipeline.Receipt, messages int) error {
+	batch := make([]pipeline.Receipt, 0, ceilingBatch)
 	for done := 0; done < messages; {
 		select {
 		case r := <-incoming:
@@ -189,44 +188,4 @@ func benchAcknowledge(ctx context.Context, incoming <-chan pipeline.Receipt, mes
 		batch = batch[:0]
 	}
 	return nil
-}
-
-func benchExec(ctx context.Context, url, sql string) error {
-	conn, err := pgx.Connect(ctx, url)
-	if err != nil {
-		return err
-	}
-	_, err = conn.Exec(ctx, sql)
-	return errors.Join(err, conn.Close(ctx))
-}
-
-// benchClock takes the time and the CPU time of the processes at work.
-type benchClock struct {
-	began time.Time
-	pids  [3]int
-	cpu   [3]time.Duration
-}
-
-// startBenchClock starts now. A PID of 0 is of nobody.
-func startBenchClock(crossfade, postgres, nats int) (*benchClock, error) {
-	c := &benchClock{pids: [3]int{crossfade, postgres, nats}}
-	var err error
-	if c.cpu, err = benchCPU(c.pids); err != nil {
-		return nil, err
-	}
-	c.began = time.Now()
-	return c, nil
-}
-
-// stop says what so many messages took since the start.
-func (c *benchClock) stop(messages int) (benchMeasure, error) {
-	seconds := time.Since(c.began).Seconds()
-	cpu, err := benchCPU(c.pids)
-	if err != nil {
-		return benchMeasure{}, err
-	}
-	return benchMeasure{
-		Seconds: seconds, Rate: float64(messages) / seconds,
-		CPU: benchCPUSeconds{(cpu[0] - c.cpu[0]).Seconds(), (cpu[1] - c.cpu[1]).Seconds(), (cpu[2] - c.cpu[2]).Seconds()},
-	}, nil
 }

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"cmp"
@@ -11,73 +11,74 @@ import (
 	"github.com/crossfade-io/crossfade/internal/fleet"
 )
 
-// benchMeasure is one measurement, or the median of several.
-type benchMeasure struct {
-	Seconds float64         `json:"seconds"`
-	Rate    float64         `json:"messages_per_second"`
-	CPU     benchCPUSeconds `json:"cpu_seconds"` // during those Seconds
+// Measure is one measurement, or the median of several.
+type Measure struct {
+	Seconds float64    `json:"seconds"`
+	Rate    float64    `json:"messages_per_second"`
+	CPU     CPUSeconds `json:"cpu_seconds"` // during those Seconds
 	// The rest is the instance's only.
 	P50       float64 `json:"latency_p50_seconds,omitempty"` // from the hand-over by the source to the commit
 	P99       float64 `json:"latency_p99_seconds,omitempty"`
 	PeakBytes int64   `json:"peak_memory_bytes,omitempty"`
 }
 
-// benchCPUSeconds is the CPU time of the processes at work. Crossfade stands for
+// CPUSeconds is the CPU time of the processes at work. Crossfade stands for
 // the instance, and with the ceilings for the benchmark, which then is the client.
-type benchCPUSeconds struct {
+type CPUSeconds struct {
 	Crossfade float64 `json:"crossfade"`
 	Postgres  float64 `json:"postgresql"`
 	NATS      float64 `json:"nats"`
 }
 
-type benchRound struct {
-	Pipeline benchMeasure `json:"crossfade_run"`
-	Copy     benchMeasure `json:"bare_copy"`
-	Pull     benchMeasure `json:"pull_and_ack"`
+// Round is what one run measured. Its report is of the instance's database.
+type Round struct {
+	Pipeline Measure      `json:"crossfade_run"`
+	Copy     Measure      `json:"bare_copy"`
+	Pull     Measure      `json:"pull_and_ack"`
 	Report   fleet.Report `json:"reconciled"`
 }
 
-// benchResult is the answer. The ratios are medians of each run's own, so that a
+// Result is the answer. The ratios are medians of each run's own, so that a
 // machine that is slower for a while does not bend them.
-type benchResult struct {
+type Result struct {
 	Messages  int `json:"messages"`
 	Devices   int `json:"devices"`
 	BatchSize int `json:"batch_size"`
 	Workers   int `json:"workers"`
 
-	ToCopy float64    `json:"ratio_to_copy"`
-	ToPull float64    `json:"ratio_to_pull"`
-	Median benchRound `json:"median"`
+	ToCopy float64 `json:"ratio_to_copy"`
+	ToPull float64 `json:"ratio_to_pull"`
+	Median Round   `json:"median"`
 
-	Rounds []benchRound `json:"runs"`
+	Rounds []Round `json:"runs"`
 }
 
-func (r *benchResult) summarize() {
-	measure := func(which func(*benchRound) *benchMeasure) benchMeasure {
-		pick := func(value func(*benchMeasure) float64) float64 {
-			return medianOf(r.Rounds, func(b *benchRound) float64 { return value(which(b)) })
+func (r *Result) summarize() {
+	measure := func(which func(*Round) *Measure) Measure {
+		pick := func(value func(*Measure) float64) float64 {
+			return medianOf(r.Rounds, func(b *Round) float64 { return value(which(b)) })
 		}
-		return benchMeasure{
-			Seconds: pick(func(m *benchMeasure) float64 { return m.Seconds }),
-			Rate:    pick(func(m *benchMeasure) float64 { return m.Rate }),
-			CPU: benchCPUSeconds{
-				Crossfade: pick(func(m *benchMeasure) float64 { return m.CPU.Crossfade }),
-				Postgres:  pick(func(m *benchMeasure) float64 { return m.CPU.Postgres }),
-				NATS:      pick(func(m *benchMeasure) float64 { return m.CPU.NATS }),
+		return Measure{
+			Seconds: pick(func(m *Measure) float64 { return m.Seconds }),
+			Rate:    pick(func(m *Measure) float64 { return m.Rate }),
+			CPU: CPUSeconds{
+				Crossfade: pick(func(m *Measure) float64 { return m.CPU.Crossfade }),
+				Postgres:  pick(func(m *Measure) float64 { return m.CPU.Postgres }),
+				NATS:      pick(func(m *Measure) float64 { return m.CPU.NATS }),
 			},
-			P50:       pick(func(m *benchMeasure) float64 { return m.P50 }),
-			P99:       pick(func(m *benchMeasure) float64 { return m.P99 }),
-			PeakBytes: int64(pick(func(m *benchMeasure) float64 { return float64(m.PeakBytes) })),
+			P50:       pick(func(m *Measure) float64 { return m.P50 }),
+			P99:       pick(func(m *Measure) float64 { return m.P99 }),
+			PeakBytes: int64(pick(func(m *Measure) float64 { return float64(m.PeakBytes) })),
 		}
 	}
-	r.Median = benchRound{
-		Pipeline: measure(func(b *benchRound) *benchMeasure { return &b.Pipeline }),
-		Copy:     measure(func(b *benchRound) *benchMeasure { return &b.Copy }),
-		Pull:     measure(func(b *benchRound) *benchMeasure { return &b.Pull }),
+	r.Median = Round{
+		Pipeline: measure(func(b *Round) *Measure { return &b.Pipeline }),
+		Copy:     measure(func(b *Round) *Measure { return &b.Copy }),
+		Pull:     measure(func(b *Round) *Measure { return &b.Pull }),
 		Report:   r.Rounds[len(r.Rounds)-1].Report,
 	}
-	r.ToCopy = medianOf(r.Rounds, func(b *benchRound) float64 { return b.Pipeline.Rate / b.Copy.Rate })
-	r.ToPull = medianOf(r.Rounds, func(b *benchRound) float64 { return b.Pipeline.Rate / b.Pull.Rate })
+	r.ToCopy = medianOf(r.Rounds, func(b *Round) float64 { return b.Pipeline.Rate / b.Copy.Rate })
+	r.ToPull = medianOf(r.Rounds, func(b *Round) float64 { return b.Pipeline.Rate / b.Pull.Rate })
 }
 
 // medianOf returns the median of a value, of an even number the mean of the
@@ -98,12 +99,15 @@ func medianOf[T any](list []T, value func(*T) float64) float64 {
 	return (values[middle-1] + values[middle]) / 2
 }
 
-func (r *benchResult) show(w io.Writer, form string) error {
-	if form == "json" {
-		e := json.NewEncoder(w)
-		e.SetIndent("", "  ")
-		return e.Encode(r)
-	}
+// WriteJSON writes one indented object.
+func (r *Result) WriteJSON(out io.Writer) error {
+	e := json.NewEncoder(out)
+	e.SetIndent("", "  ")
+	return e.Encode(r)
+}
+
+// WriteText says it for people.
+func (r *Result) WriteText(w io.Writer) error {
 	fmt.Fprintf(w, "A JetStream backlog of %d messages from %d devices to PostgreSQL, batches of %d, %d workers; median of %d\n\n",
 		r.Messages, r.Devices, r.BatchSize, r.Workers, len(r.Rounds))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
@@ -111,7 +115,7 @@ func (r *benchResult) show(w io.Writer, form string) error {
 	for _, line := range []struct {
 		name  string
 		ratio float64
-		m     benchMeasure
+		m     Measure
 	}{
 		{"crossfade run", 1, r.Median.Pipeline},
 		{"bare COPY of the same rows", r.ToCopy, r.Median.Copy},

@@ -1,4 +1,4 @@
-package main
+package bench
 
 import (
 	"bufio"
@@ -11,21 +11,21 @@ import (
 	"strings"
 )
 
-// benchScrape is what the instance says of its JetStream path.
-type benchScrape struct {
+// scrape is what the instance says of its JetStream path.
+type scrape struct {
 	written, quarantined, duplicates int
-	latency                          benchHistogram
+	latency                          histogram
 }
 
 // scrapeInstance reads /metrics at an address.
-func scrapeInstance(ctx context.Context, client *http.Client, address string) (benchScrape, error) {
+func scrapeInstance(ctx context.Context, client *http.Client, address string) (scrape, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+address+"/metrics", nil)
 	if err != nil {
-		return benchScrape{}, err
+		return scrape{}, err
 	}
 	res, err := client.Do(req)
 	if err != nil {
-		return benchScrape{}, fmt.Errorf("ask the instance for its metrics: %w", err)
+		return scrape{}, fmt.Errorf("ask the instance for its metrics: %w", err)
 	}
 	defer res.Body.Close()
 	return parseScrape(res.Body)
@@ -33,9 +33,9 @@ func scrapeInstance(ctx context.Context, client *http.Client, address string) (b
 
 // parseScrape reads those lines of the exposition format that it knows. Labels
 // stand in alphabetical order there.
-func parseScrape(r io.Reader) (benchScrape, error) {
-	const bucket = `crossfade_commit_latency_seconds_bucket{path="jetstream",le="`
-	var s benchScrape
+func parseScrape(r io.Reader) (scrape, error) {
+	const latencyBucket = `crossfade_commit_latency_seconds_bucket{path="jetstream",le="`
+	var s scrape
 	counters := map[string]*int{
 		`crossfade_messages_total{outcome="written",path="jetstream"}`:     &s.written,
 		`crossfade_messages_total{outcome="quarantined",path="jetstream"}`: &s.quarantined,
@@ -48,7 +48,7 @@ func parseScrape(r io.Reader) (benchScrape, error) {
 			continue
 		}
 		counter := counters[name]
-		le, isBucket := strings.CutPrefix(name, bucket)
+		le, isBucket := strings.CutPrefix(name, latencyBucket)
 		if counter == nil && !isBucket {
 			continue
 		}
@@ -64,26 +64,26 @@ func parseScrape(r io.Reader) (benchScrape, error) {
 		if err != nil {
 			return s, fmt.Errorf("metric %s: %w", name, err)
 		}
-		s.latency = append(s.latency, benchBucket{bound, value})
+		s.latency = append(s.latency, bucket{bound, value})
 	}
 	return s, lines.Err()
 }
 
-// benchHistogram is a cumulative histogram, in ascending order of its bounds, the
+// histogram is a cumulative histogram, in ascending order of its bounds, the
 // last of which is infinite.
-type benchHistogram []benchBucket
+type histogram []bucket
 
-type benchBucket struct{ bound, count float64 }
+type bucket struct{ bound, count float64 }
 
 // quantile estimates the q-quantile as Prometheus's histogram_quantile does: by a
 // straight line within the bucket. It is NaN for an empty histogram and at most
 // the last finite bound.
-func (h benchHistogram) quantile(q float64) float64 {
+func (h histogram) quantile(q float64) float64 {
 	if len(h) == 0 || h[len(h)-1].count == 0 {
 		return math.NaN()
 	}
 	rank := q * h[len(h)-1].count
-	var low benchBucket
+	var low bucket
 	for _, b := range h {
 		if b.count < rank || b.count == low.count {
 			low = b
