@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/pressly/goose/v3"
 )
@@ -32,7 +33,8 @@ type Options struct {
 	// TurnTimeout bounds the wait for another process that is migrating the same
 	// database. At least 1 ms.
 	TurnTimeout time.Duration
-	// Logger receives a line per migration; nil for none.
+	// Logger receives a line per migration, and what a migration leaves for the
+	// operator to do; nil for none.
 	Logger *slog.Logger
 }
 
@@ -86,6 +88,11 @@ func ApplyWith(ctx context.Context, databaseURL string, o Options) (Result, erro
 	}
 	last := new(lastStatement)
 	cfg.Tracer = last
+	cfg.OnNotice = func(_ *pgconn.PgConn, n *pgconn.Notice) {
+		if n.SeverityUnlocalized == "WARNING" { // what a migration leaves for the operator to do
+			o.Logger.WarnContext(ctx, n.Message)
+		}
+	}
 	db := stdlib.OpenDB(*cfg, stdlib.OptionAfterConnect(func(ctx context.Context, conn *pgx.Conn) error {
 		// By statement and not as a start-up parameter, which poolers refuse.
 		_, err := conn.Exec(ctx, fmt.Sprintf(`SET lock_timeout = '%dms'`, o.LockTimeout.Milliseconds()))

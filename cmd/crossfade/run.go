@@ -58,6 +58,7 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	bc.Instance, bc.Version = r.Bridge.Instance, version
 	bc.Store = sc
 	bc.Partitions.LedgerRetention = r.Pipeline.LedgerRetention
+	bc.Partitions.TelemetryRetention, bc.Partitions.QuarantineRetention = r.Pipeline.TelemetryRetention, r.Pipeline.QuarantineRetention
 	p := &bc.Pipeline
 	p.Settings.MaxPayloadBytes, p.Settings.RequireToken = r.Pipeline.MaxPayloadBytes, r.Pipeline.RequireToken
 	p.IDMember, p.BatchSize, p.Linger = r.Pipeline.MessageIDMember, r.Pipeline.BatchSize, r.Pipeline.Linger

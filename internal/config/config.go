@@ -161,14 +161,16 @@ type Mirror struct {
 
 // Pipeline is how messages are checked and written.
 type Pipeline struct {
-	BatchSize       int           `name:"pipeline-batch-size" env:"CROSSFADE_PIPELINE_BATCH_SIZE" default:"2000" range:"1..10000" help:"Most messages in one transaction."`
-	Linger          time.Duration `name:"pipeline-linger" env:"CROSSFADE_PIPELINE_LINGER" default:"5ms" range:"0s..10s" help:"How long a batch that is not full waits for more."`
-	Workers         int           `name:"pipeline-workers" env:"CROSSFADE_PIPELINE_WORKERS" default:"2" range:"1..64" help:"Transactions at the same time; each takes a database connection."`
-	MessageIDMember string        `name:"pipeline-message-id-member" env:"CROSSFADE_PIPELINE_MESSAGE_ID_MEMBER" default:"message_id" placeholder:"NAME" help:"Payload member that holds a device's own message ID, where it sends one. Empty: always derive the ID from the content. All instances must agree."`
-	MaxPayloadBytes int           `name:"pipeline-max-payload-bytes" env:"CROSSFADE_PIPELINE_MAX_PAYLOAD_BYTES" default:"8192" range:"64..1048576" help:"Largest payload in bytes, measured on its canonical form; above it a message is quarantined as PAYLOAD_TOO_LARGE."`
-	RequireToken    bool          `name:"pipeline-require-token" env:"CROSSFADE_PIPELINE_REQUIRE_TOKEN" default:"true" negatable:"" help:"Quarantine telemetry whose provision_token does not match the registry's."`
-	RegistryTTL     time.Duration `name:"pipeline-registry-ttl" env:"CROSSFADE_PIPELINE_REGISTRY_TTL" default:"5s" range:"100ms..10m" help:"How long an answer of the device registry is reused: so long may a revoked device still write."`
-	LedgerRetention time.Duration `name:"pipeline-ledger-retention" env:"CROSSFADE_PIPELINE_LEDGER_RETENTION" default:"24h" range:"1h..8760h" help:"How long the ledger remembers a message. At least as long as a broker or stream may keep a copy, or a late copy takes effect twice."`
+	BatchSize           int           `name:"pipeline-batch-size" env:"CROSSFADE_PIPELINE_BATCH_SIZE" default:"2000" range:"1..10000" help:"Most messages in one transaction."`
+	Linger              time.Duration `name:"pipeline-linger" env:"CROSSFADE_PIPELINE_LINGER" default:"5ms" range:"0s..10s" help:"How long a batch that is not full waits for more."`
+	Workers             int           `name:"pipeline-workers" env:"CROSSFADE_PIPELINE_WORKERS" default:"2" range:"1..64" help:"Transactions at the same time; each takes a database connection."`
+	MessageIDMember     string        `name:"pipeline-message-id-member" env:"CROSSFADE_PIPELINE_MESSAGE_ID_MEMBER" default:"message_id" placeholder:"NAME" help:"Payload member that holds a device's own message ID, where it sends one. Empty: always derive the ID from the content. All instances must agree."`
+	MaxPayloadBytes     int           `name:"pipeline-max-payload-bytes" env:"CROSSFADE_PIPELINE_MAX_PAYLOAD_BYTES" default:"8192" range:"64..1048576" help:"Largest payload in bytes, measured on its canonical form; above it a message is quarantined as PAYLOAD_TOO_LARGE."`
+	RequireToken        bool          `name:"pipeline-require-token" env:"CROSSFADE_PIPELINE_REQUIRE_TOKEN" default:"true" negatable:"" help:"Quarantine telemetry whose provision_token does not match the registry's."`
+	RegistryTTL         time.Duration `name:"pipeline-registry-ttl" env:"CROSSFADE_PIPELINE_REGISTRY_TTL" default:"5s" range:"100ms..10m" help:"How long an answer of the device registry is reused: so long may a revoked device still write."`
+	LedgerRetention     time.Duration `name:"pipeline-ledger-retention" env:"CROSSFADE_PIPELINE_LEDGER_RETENTION" default:"24h" range:"1h..8760h" help:"How long the ledger remembers a message. At least as long as a broker or stream may keep a copy, or a late copy takes effect twice."`
+	TelemetryRetention  time.Duration `name:"pipeline-telemetry-retention" env:"CROSSFADE_PIPELINE_TELEMETRY_RETENTION" default:"0s" range:"0s..876000h" help:"How long telemetry is kept, by the message's own time: 0 for ever, otherwise 1h or more. Older rows are deleted for good, by the day; set it to the same on all instances."`
+	QuarantineRetention time.Duration `name:"pipeline-quarantine-retention" env:"CROSSFADE_PIPELINE_QUARANTINE_RETENTION" default:"0s" range:"0s..876000h" help:"How long quarantined messages are kept, by their time of arrival: 0 for ever, otherwise 1h or more. Older ones are deleted for good, by the day; set it to the same on all instances."`
 }
 
 // Bridge is what decides between the two sources.

@@ -92,6 +92,15 @@ func (r *Run) validateRetention(p *problems) {
 			fmt.Sprintf("%s is shorter than --mqtt-session-expiry (%s): a copy that the broker kept longer would take effect twice", retention, expiry),
 			"make it at least as long, or the session expiry shorter")
 	}
+	for flag, kept := range map[string]time.Duration{
+		"pipeline-telemetry-retention":  r.Pipeline.TelemetryRetention,
+		"pipeline-quarantine-retention": r.Pipeline.QuarantineRetention,
+	} {
+		// A bare "30" is refused as no duration; "30s" is the slip that is left.
+		if kept > 0 && kept < time.Hour {
+			p.add(flag, kept.String()+" is so short that rows would be deleted as they come", "set 1h or more (720h are 30 days), or 0 to keep them for ever")
+		}
+	}
 }
 
 // instancePattern keeps instance names usable in client IDs, logs and SQL

@@ -44,6 +44,7 @@ type partitioned struct {
 	kind         keyKind
 	defaultIdent string // quoted; empty where there is no DEFAULT partition
 	columns      string // quoted list of all columns that can be written
+	rowSecurity  bool
 	parts        []partition
 }
 
@@ -56,14 +57,15 @@ func loadPartitioned(ctx context.Context, conn *pgx.Conn, name, key string, kind
 		SELECT n.nspname, c.oid::regclass::text, coalesce(nullif(p.partdefid, 0)::regclass::text, ''),
 		       (SELECT string_agg(quote_ident(a.attname), ', ' ORDER BY a.attnum)
 		        FROM pg_attribute a
-		        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = '')
+		        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped AND a.attgenerated = ''),
+		       c.relrowsecurity
 		FROM pg_partitioned_table p
 		JOIN pg_class c ON c.oid = p.partrelid
 		JOIN pg_namespace n ON n.oid = c.relnamespace
 		JOIN pg_attribute k ON k.attrelid = c.oid AND k.attnum = p.partattrs[0]
 		WHERE c.oid = to_regclass(quote_ident($1)) AND p.partstrat = 'r' AND p.partnatts = 1
 		  AND k.attname = $2 AND k.atttypid = $3::regtype`, name, key, string(kind)).
-		Scan(&t.schema, &t.ident, &t.defaultIdent, &t.columns)
+		Scan(&t.schema, &t.ident, &t.defaultIdent, &t.columns, &t.rowSecurity)
 	if err == pgx.ErrNoRows {
 		return nil, nil
 	}

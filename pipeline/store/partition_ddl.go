@@ -47,6 +47,14 @@ func (p *Partitions) create(ctx context.Context, conn *pgx.Conn, t *partitioned,
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)%s`, name, t.ident, with)); err != nil {
 				return err
 			}
+			// The parent's policies guard queries of the parent only. Without any
+			// of its own the partition is closed to all but its owner, even where
+			// default privileges let others at every new table.
+			if t.rowSecurity {
+				if _, err := tx.Exec(ctx, `ALTER TABLE `+name+` ENABLE ROW LEVEL SECURITY`); err != nil {
+					return err
+				}
+			}
 			mode := "SHARE ROW EXCLUSIVE"
 			if occupied || t.kind == keyID {
 				mode = "ACCESS EXCLUSIVE"

@@ -101,6 +101,10 @@ var updatedTables = []tableSpec{
 	}},
 }
 
+// readTables are tables that ingest only reads, and of which it must see every
+// row: a plan or route that row security hides would be one that is not there.
+var readTables = []string{"subscriptions", "device_certificates", "device_modules", "message_routes"}
+
 // VerifySchema checks, before ingest starts, that the database has every table
 // and column that ingest writes, of types it can write; that nothing else in
 // these tables refuses its rows; and that no migration is pending. It only reads
@@ -119,7 +123,7 @@ func VerifySchema(ctx context.Context, conn migrations.Querier) error {
 		}
 		problems = append(problems, SchemaProblem{"migrations", "pending: " + strings.Join(names, ", "), "none pending", "run `crossfade migrate`"})
 	}
-	tables, err := readTables(ctx, conn)
+	tables, err := loadTables(ctx, conn)
 	if err != nil {
 		return translate("verify the schema: read the catalogue", err)
 	}
@@ -128,6 +132,9 @@ func VerifySchema(ctx context.Context, conn migrations.Querier) error {
 	}
 	for _, spec := range updatedTables {
 		problems = append(problems, spec.verify(tables[spec.name], false)...)
+	}
+	for _, name := range readTables {
+		problems = append(problems, tableSpec{name: name}.verifyRead(tables[name])...)
 	}
 	if len(problems) > 0 {
 		return &SchemaError{problems}
@@ -140,6 +147,7 @@ type catalogTable struct {
 	columns     map[string]catalogColumn
 	uniqueKeys  [][]string // sorted column names
 	rowSecurity bool       // policies apply to us
+	mayRead     bool
 	mayInsert   bool
 	mayUpdate   bool
 }
@@ -167,13 +175,29 @@ func (s tableSpec) verify(have *catalogTable, inserts bool) []SchemaProblem {
 		problems = append(problems, s.verifyInsert(have)...)
 	}
 	if have.rowSecurity {
-		problems = append(problems, SchemaProblem{s.name, "row-level security that applies to this role (COPY is refused)", "a role that writes for all tenants",
-			"ALTER ROLE … BYPASSRLS, or run as the table's owner without FORCE ROW LEVEL SECURITY"})
+		problems = append(problems, s.rowSecurityProblem("a role that writes for all tenants"))
 	}
 	if (inserts && !have.mayInsert) || (!inserts && !have.mayUpdate) {
 		problems = append(problems, SchemaProblem{s.name, "no privilege to write", "SELECT, INSERT, UPDATE", "GRANT SELECT, INSERT, UPDATE, DELETE ON " + s.name + " TO this role"})
 	}
 	return problems
+}
+
+func (s tableSpec) verifyRead(have *catalogTable) []SchemaProblem {
+	switch {
+	case have == nil:
+		return []SchemaProblem{{s.name, "no such table on the search_path", "the table", "run `crossfade migrate`"}}
+	case !have.mayRead:
+		return []SchemaProblem{{s.name, "no privilege to read", "SELECT", "GRANT SELECT ON " + s.name + " TO this role"}}
+	case have.rowSecurity:
+		return []SchemaProblem{s.rowSecurityProblem("a role that reads for all tenants")}
+	}
+	return nil
+}
+
+func (s tableSpec) rowSecurityProblem(want string) SchemaProblem {
+	return SchemaProblem{s.name, "row-level security that applies to this role (COPY is refused, and rows are hidden)", want,
+		"ALTER ROLE … BYPASSRLS, or run as the table's owner without FORCE ROW LEVEL SECURITY"}
 }
 
 func (c columnSpec) verify(table string, have catalogColumn, exists bool) *SchemaProblem {
@@ -229,16 +253,16 @@ func (s tableSpec) verifyInsert(have *catalogTable) []SchemaProblem {
 	return problems
 }
 
-// readTables reads what the catalogue says about the tables of both lists. A table
+// loadTables reads what the catalogue says about the tables of all lists. A table
 // that is not on the search_path has no entry.
-func readTables(ctx context.Context, conn migrations.Querier) (map[string]*catalogTable, error) {
-	var names []string
+func loadTables(ctx context.Context, conn migrations.Querier) (map[string]*catalogTable, error) {
+	names := slices.Clone(readTables)
 	for _, spec := range slices.Concat(writtenTables, updatedTables) {
 		names = append(names, spec.name)
 	}
 	rows, err := conn.Query(ctx, `
 		SELECT w.name, c.oid IS NOT NULL,
-		       coalesce(row_security_active(c.oid), false),
+		       coalesce(row_security_active(c.oid), false), coalesce(has_table_privilege(c.oid, 'SELECT'), false),
 		       coalesce(has_table_privilege(c.oid, 'INSERT'), false), coalesce(has_table_privilege(c.oid, 'UPDATE'), false),
 		       ARRAY(SELECT (SELECT string_agg(a.attname, ',' ORDER BY a.attname COLLATE "C")
 		                     FROM pg_attribute a
@@ -256,7 +280,7 @@ func readTables(ctx context.Context, conn migrations.Querier) (map[string]*catal
 	var exists bool
 	var keys []string
 	have := catalogTable{}
-	if _, err := pgx.ForEachRow(rows, []any{&name, &exists, &have.rowSecurity, &have.mayInsert, &have.mayUpdate, &keys}, func() error {
+	if _, err := pgx.ForEachRow(rows, []any{&name, &exists, &have.rowSecurity, &have.mayRead, &have.mayInsert, &have.mayUpdate, &keys}, func() error {
 		if exists {
 			table := have
 			table.columns = make(map[string]catalogColumn)
