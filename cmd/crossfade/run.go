@@ -57,6 +57,7 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	bc := bridge.DefaultConfig(sc.URL)
 	bc.Instance, bc.Version = r.Bridge.Instance, version
 	bc.Store = sc
+	bc.Store.DeviceEffects = r.Pipeline.DeviceEffects
 	bc.Partitions.LedgerRetention = r.Pipeline.LedgerRetention
 	bc.Partitions.TelemetryRetention, bc.Partitions.QuarantineRetention = r.Pipeline.TelemetryRetention, r.Pipeline.QuarantineRetention
 	p := &bc.Pipeline

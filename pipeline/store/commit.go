@@ -59,14 +59,14 @@ func (s *Store) Commit(ctx context.Context, entries []Entry) error {
 	if err := claim(ctx, tx, order); err != nil {
 		return translate("insert into the ledger", err)
 	}
-	if err := writeEffects(ctx, tx, entries); err != nil {
+	if err := s.writeEffects(ctx, tx, entries); err != nil {
 		return err
 	}
 	return translate("commit", tx.Commit(ctx))
 }
 
 // writeEffects writes what the fresh entries leave behind, in order of arrival.
-func writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) error {
+func (s *Store) writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) error {
 	var telemetry, shadows, acks, quarantined []*Entry
 	for i := range entries {
 		e := &entries[i]
@@ -82,15 +82,21 @@ func writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) error {
 			telemetry = append(telemetry, e)
 		}
 	}
+	var devices []*Entry
+	if s.deviceEffects {
+		devices = lockedWith(telemetry, shadows)
+	}
 	for _, step := range []struct {
 		name    string
 		entries []*Entry
 		write   func(context.Context, pgx.Tx, []*Entry) error
 	}{
 		{"copy into telemetry", telemetry, writeTelemetry},
+		{"write devices", devices, writeDevices},
 		{"update device_state", shadows, writeShadows},
 		{"update device_commands", acks, writeAcks},
 		{"insert into quarantine_events", quarantined, writeQuarantine},
+		{"notify telemetry_inserted", telemetry, notifyTenants},
 	} {
 		if len(step.entries) == 0 {
 			continue
@@ -100,4 +106,13 @@ func writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) error {
 		}
 	}
 	return nil
+}
+
+// lockedWith is the telemetry, followed by the shadow reports that come with it;
+// reports that come alone need no other lock than their own.
+func lockedWith(telemetry, shadows []*Entry) []*Entry {
+	if len(telemetry) == 0 || len(shadows) == 0 {
+		return telemetry
+	}
+	return slices.Concat(telemetry, shadows)
 }

@@ -5,6 +5,10 @@ import (
 	"context"
 	"maps"
 	"slices"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
 
@@ -16,7 +20,7 @@ const upsertShadows = `
 INSERT INTO device_state (tenant_id, device_id, site_id, reported_state, reported_version, shadow_updated_at)
 SELECT t, d, s, r::jsonb, v, now()
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int8[]) AS u(t, d, s, r, v)
- ORDER BY t, d
+ ORDER BY t COLLATE "C", d COLLATE "C"
     ON CONFLICT (tenant_id, device_id) DO UPDATE
    SET reported_state = EXCLUDED.reported_state,
        reported_version = EXCLUDED.reported_version,
@@ -107,10 +111,26 @@ func ackDetails(m *pipeline.Message) *string {
 	return &s
 }
 
+// findDevices reads identifiers as text: in adopted databases they may be text in
+// one table and uuid or integer in the other.
 const findDevices = `
-SELECT tenant_id, device_id, coalesce(site_id, ''), coalesce(status, ''), coalesce(lower(provision_token_hash), '')
-  FROM device_registry
-  JOIN unnest($1::text[], $2::text[]) AS k(tenant_id, device_id) USING (tenant_id, device_id)`
+SELECT r.tenant_id, r.device_id, coalesce(r.site_id, ''), coalesce(r.status, ''), coalesce(lower(r.provision_token_hash), ''),
+       coalesce(sub.status, ''), greatest(coalesce(r.sensor_limit, tier.default_sensor_limit, $3)::int8, 0), ` + locationPinned + `,
+       cert.names, cert.expiries, map.keys, map.names
+  FROM device_registry AS r
+  JOIN unnest($1::text[], $2::text[]) AS k(tenant_id, device_id) USING (tenant_id, device_id)
+  LEFT JOIN subscriptions AS sub ON sub.tenant_id = r.tenant_id AND sub.subscription_id::text = r.subscription_id::text
+  LEFT JOIN device_tiers AS tier ON tier.tier_id::text = r.tier_id::text
+ CROSS JOIN LATERAL (
+       SELECT array_agg(common_name::text ORDER BY fingerprint_sha256) AS names,
+              array_agg(CASE WHEN not_after < 'infinity' THEN greatest(not_after::timestamptz, 'epoch') END ORDER BY fingerprint_sha256) AS expiries
+         FROM device_certificates
+        WHERE tenant_id = r.tenant_id AND device_id = r.device_id AND status = 'ACTIVE') AS cert
+ CROSS JOIN LATERAL (
+       SELECT array_agg(e.key ORDER BY e.key, e.value #>> '{}') AS keys, array_agg(e.value #>> '{}' ORDER BY e.key, e.value #>> '{}') AS names
+         FROM device_modules AS m
+        CROSS JOIN LATERAL jsonb_each(CASE WHEN jsonb_typeof(m.metric_key_map::jsonb) = 'object' THEN m.metric_key_map::jsonb END) AS e
+        WHERE m.tenant_id = r.tenant_id AND m.device_id = r.device_id AND m.status = 'ACTIVE' AND jsonb_typeof(e.value) = 'string') AS map`
 
 // Devices looks devices up in the registry, all in one query. What is not in the
 // result is not registered.
@@ -125,15 +145,53 @@ func (s *Store) Devices(ctx context.Context, keys []pipeline.DeviceKey) (map[pip
 	if len(tenants) == 0 {
 		return found, nil
 	}
-	rows, err := s.pool.Query(ctx, findDevices, tenants, devices)
+	rows, err := s.pool.Query(ctx, findDevices, tenants, devices, pipeline.DefaultSensorLimit)
 	if err != nil {
 		return nil, translate("look up devices", err)
 	}
 	var k pipeline.DeviceKey
 	var d pipeline.Device
-	_, err = pgx.ForEachRow(rows, []any{&k.Tenant, &k.Device, &d.Site, &d.Status, &d.TokenHash}, func() error {
+	var subjects, from, to []string
+	var expiries []*time.Time
+	columns := []any{&k.Tenant, &k.Device, &d.Site, &d.Status, &d.TokenHash, &d.Subscription, &d.SensorLimit, &d.LocationPinned, &subjects, &expiries, &from, &to}
+	_, err = pgx.ForEachRow(rows, columns, func() error {
+		d.Certificates, d.KeyMap = certificates(subjects, expiries), keyMap(from, to)
 		found[k] = d
 		return nil
 	})
 	return found, translate("look up devices", err)
+}
+
+func certificates(subjects []string, expiries []*time.Time) []pipeline.Certificate {
+	var list []pipeline.Certificate
+	for i, name := range subjects {
+		c := pipeline.Certificate{CommonName: name}
+		if expiries[i] != nil {
+			c.NotAfter = expiries[i].UTC()
+		}
+		list = append(list, c)
+	}
+	return list
+}
+
+// maxMetricKey bounds, in characters, the names that modules may give, as the
+// checks do for those that devices give: a longer one might not fit into an index.
+const maxMetricKey = 128
+
+// keyMap merges what the modules say, nil for nothing. Where two of them rename one
+// key the name that sorts first counts; a name that no metric may have is ignored.
+func keyMap(from, to []string) map[string]string {
+	var m map[string]string
+	for i, key := range from {
+		if to[i] == "" || utf8.RuneCountInString(to[i]) > maxMetricKey || strings.ContainsFunc(to[i], unicode.IsControl) {
+			continue
+		}
+		if m == nil {
+			m = make(map[string]string, len(from))
+		}
+		if _, ok := m[key]; !ok {
+			m[key] = to[i]
+		}
+	}
+	return m
 }

@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/store"
@@ -24,15 +25,46 @@ func TestDevices(tt *testing.T) {
 	})
 	t.must(err)
 	want := map[pipeline.DeviceKey]pipeline.Device{
-		key("t1", "d1"): {Site: "s1", Status: "ACTIVE", TokenHash: "abcdef"},
-		key("t1", "d2"): {Status: "REVOKED"},
-		key("t1", "é😀"): {Site: "s", Status: "ACTIVE"},
+		key("t1", "d1"): {Site: "s1", Status: "ACTIVE", TokenHash: "abcdef", SensorLimit: 20},
+		key("t1", "d2"): {Status: "REVOKED", SensorLimit: 20},
+		key("t1", "é😀"): {Site: "s", Status: "ACTIVE", SensorLimit: 20},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got %+v", got)
 	}
 	if none, err := t.Devices(t.Context(), []pipeline.DeviceKey{key("\xff", "")}); err != nil || len(none) != 0 {
 		t.Errorf("nothing that can be asked for: %v, %v", none, err)
+	}
+}
+
+// TestDevicesAndTheirSurroundings: what other tables say of a device.
+func TestDevicesAndTheirSurroundings(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_tiers VALUES (1, 50), (2, NULL);
+		INSERT INTO subscriptions (subscription_id, tenant_id, status) VALUES ('a', 't1', 'SUSPENDED'), ('b', 't2', 'ACTIVE');
+		INSERT INTO device_registry (tenant_id, device_id, subscription_id, sensor_limit, tier_id, location_source) VALUES
+			('t1', 'd1', 'a', 7, 1, 'manual'), ('t1', 'd2', 'b', NULL, 1, 'auto'), ('t1', 'd3', 'gone', NULL, 2, NULL), ('t2', 'd1', 'b', -3, 9, 'somebody');
+		INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name, status, not_after) VALUES
+			('t1', 'd1', '1', 't1/d1', 'ACTIVE', '2027-01-01Z'), ('t1', 'd1', '2', 'x', 'REVOKED', NULL), ('t1', 'd1', '3', 'y', 'ACTIVE', NULL),
+			('t1', 'd1', '4', 'z', 'ACTIVE', 'infinity'), ('t1', 'd1', '5', 'o', 'ACTIVE', '-infinity'), ('t2', 'd1', '6', 't2/d1', 'ACTIVE', NULL);
+		INSERT INTO device_modules (tenant_id, device_id, status, metric_key_map) VALUES
+			('t1', 'd1', 'ACTIVE', '{"a": "x", "b": "y"}'), ('t1', 'd1', 'ACTIVE', '{"b": "w", "c": 7, "d": "", "e": "l\ni", "f": null}'), ('t1', 'd1', 'REMOVED', '{"g": "v"}'),
+			('t1', 'd2', 'ACTIVE', '[1]'), ('t1', 'd3', 'ACTIVE', '{}'), ('t2', 'd1', 'ACTIVE', jsonb_build_object('a', repeat('k', 129), 'b', repeat('é', 128)))`)
+	key := func(tenant, device string) pipeline.DeviceKey {
+		return pipeline.DeviceKey{Tenant: tenant, Device: device}
+	}
+	got, err := t.Devices(t.Context(), []pipeline.DeviceKey{key("t1", "d1"), key("t1", "d2"), key("t1", "d3"), key("t2", "d1")})
+	t.must(err)
+	want := map[pipeline.DeviceKey]pipeline.Device{
+		key("t1", "d1"): {Status: "ACTIVE", Subscription: "SUSPENDED", SensorLimit: 7, LocationPinned: true, KeyMap: map[string]string{"a": "x", "b": "w"},
+			Certificates: []pipeline.Certificate{{CommonName: "t1/d1", NotAfter: time.Date(2027, 1, 1, 0, 0, 0, 0, time.UTC)}, {CommonName: "y"}, {CommonName: "z"}, {CommonName: "o", NotAfter: time.Unix(0, 0).UTC()}}},
+		key("t1", "d2"): {Status: "ACTIVE", SensorLimit: 50}, // another tenant's subscription is none
+		key("t1", "d3"): {Status: "ACTIVE", SensorLimit: 20},
+		key("t2", "d1"): {Status: "ACTIVE", Subscription: "ACTIVE", LocationPinned: true, KeyMap: map[string]string{"b": strings.Repeat("é", 128)},
+			Certificates: []pipeline.Certificate{{CommonName: "t2/d1"}}},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got\n%+v\nwant\n%+v", got, want)
 	}
 }
 

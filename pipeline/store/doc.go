@@ -11,11 +11,19 @@
 //	  lock and look up anonymous messages       (only when the batch has some)
 //	  INSERT INTO crossfade_ledger … ON CONFLICT DO NOTHING RETURNING message_id
 //	  COPY telemetry                            (written telemetry)
+//	  upsert device_state                       (with DeviceEffects: locks the devices, shadow reports' too)
+//	  update and insert device_sensors          (with DeviceEffects)
+//	  update device_registry                    (with DeviceEffects: location)
 //	  upsert device_state, update device_commands  (shadow reports, acks)
 //	  INSERT quarantine_events, count them      (quarantined)
+//	  NOTIFY telemetry_inserted
 //	COMMIT
 //
 // The order of locks is the same in every transaction (anonymous stripes, ledger
 // IDs, devices, commands, counters, each sorted), so that two of them cannot
-// deadlock.
+// deadlock. A device is locked by its row in device_state, all devices of a batch
+// by one statement; its sensors and its registry entry are written under that
+// lock, in whatever order. It is also what makes counting a device's sensors and
+// then adding to them safe among instances. Devices come after the COPY, which
+// locks nothing that others want, so that they are held for a short time.
 package store

@@ -50,10 +50,12 @@ var (
 	asSmall   = []string{"int2"}
 	asUUID    = []string{"uuid"}
 	asBytes   = []string{"bytea"}
+	asDouble  = []string{"float8"}
+	asDegrees = []string{"float8", "float4", "numeric"} // written by SQL; no value is out of their range
 )
 
 // ddlName is how a type is called in an ALTER TABLE.
-var ddlName = map[string]string{"int8": "bigint", "int4": "integer", "int2": "smallint"}
+var ddlName = map[string]string{"int8": "bigint", "int4": "integer", "int2": "smallint", "float8": "double precision"}
 
 type columnSpec struct {
 	name  string
@@ -86,6 +88,11 @@ var writtenTables = []tableSpec{
 		{"last_seen_at", asTime, true}, {"last_telemetry_at", asTime, true}, {"last_heartbeat_at", asTime, true},
 		{"reported_state", asJSON, false}, {"reported_version", asVersion, false}, {"shadow_updated_at", asTime, true},
 	}},
+	{name: "device_sensors", key: []string{"tenant_id", "device_id", "metric_key"}, columns: []columnSpec{
+		{"tenant_id", asText, false}, {"device_id", asText, false}, {"metric_key", asText, false},
+		{"display_name", asText, false}, {"unit", asText, true}, {"status", asText, false}, {"source", asText, false},
+		{"last_value", asDouble, true}, {"last_value_text", asText, true}, {"last_seen_at", asTime, false},
+	}},
 	{name: "crossfade_ledger", key: []string{"message_id"}, columns: []columnSpec{
 		{"message_id", asUUID, false}, {"path", asSmall, false}, {"outcome", asSmall, false},
 		{"digest", asBigint, true}, {"occurred_at", asTime, true}, {"committed_at", asTime, false},
@@ -98,6 +105,10 @@ var updatedTables = []tableSpec{
 	{name: "device_commands", columns: []columnSpec{
 		{"tenant_id", asText, false}, {"command_id", asText, false}, {"device_id", asText, false}, {"status", asText, false},
 		{"acked_at", asTime, false}, {"ack_details", asJSON, true},
+	}},
+	{name: "device_registry", columns: []columnSpec{
+		{"tenant_id", asText, false}, {"device_id", asText, false},
+		{"latitude", asDegrees, false}, {"longitude", asDegrees, false}, {"location_source", asText, false},
 	}},
 }
 

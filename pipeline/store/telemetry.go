@@ -51,7 +51,7 @@ func appendTelemetry(buf []byte, e *Entry) []byte {
 		buf = binary.BigEndian.AppendUint32(buf, 8)
 		buf = binary.BigEndian.AppendUint64(buf, uint64(seq))
 	}
-	metrics, _ := m.Metrics()
+	metrics := storedMetrics(e)
 	buf = binary.BigEndian.AppendUint32(buf, uint32(len(metrics)+1))
 	buf = append(buf, 1) // jsonb's version
 	return append(buf, metrics...)
