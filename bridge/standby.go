@@ -225,7 +225,7 @@ func (s *standby) arrive(arrivals []waiting) {
 		s.decoder.Decode(&m, &w.Delivery)
 		h := &heldCopy{waiting: *w, identity: m.Identity}
 		switch {
-		case m.Kind == pipeline.KindDownlink && m.Failed != pipeline.TenantMismatchEnvelope:
+		case m.Kind == pipeline.KindDownlink:
 			s.finish(h, endIgnored)
 		case s.recent(&h.identity):
 			s.finish(h, endMatched)

@@ -74,7 +74,7 @@ func (w *worker) read() {
 		it, m := &w.items[i], &w.messages[i]
 		w.decoder.Decode(m, &it.Delivery)
 		switch {
-		case m.Kind == pipeline.KindDownlink && m.Failed != pipeline.TenantMismatchEnvelope:
+		case m.Kind == pipeline.KindDownlink:
 			w.metrics.byPath[it.Path].ignored.Inc()
 			w.ack(it, now)
 		case w.recent.holds(&m.Identity):
