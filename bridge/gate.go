@@ -7,6 +7,10 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
+// noLease stands for a lease that is never valid: nobody waits for this instance
+// before a stage moves on, so nothing may be dropped.
+const noLease = false
+
 // gate sends each copy its way. Its deliver functions are what the sources call,
 // so they never block and do no I/O: a tenant's stage is looked up in memory.
 type gate struct {
@@ -36,5 +40,5 @@ func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 	if tenant == "" {
 		return stage.Process
 	}
-	return stage.Decide(g.stageOf(tenant), d.Path)
+	return stage.Decide(g.stageOf(tenant), d.Path, noLease, false)
 }

@@ -1,5 +1,6 @@
-// Package stage says what is done with a copy of a message, given how far its
-// tenant has moved from MQTT to JetStream. It is pure: no I/O, no clock.
+// Package stage is the protocol by which a tenant moves between the MQTT path and
+// the JetStream path: what is done with a copy of a message, which step comes
+// next, and what has to be proved before it. It is pure: no I/O, no clock.
 //
 //	stage      MQTT copy   JetStream copy   authoritative
 //	mqtt       process     drop             MQTT
@@ -7,10 +8,20 @@
 //	live       stand by    process          JetStream
 //	jetstream  drop        process          JetStream
 //
-// Adjacent stages agree on every message, so the two inner stages are safe in
-// any mixture of instances. Dropping is safe only with the proof that all the
-// siblings of earlier dropped copies have arrived; the protocol that brings it is
-// not built yet, and so [Decide] never drops and [Toward] ends at the inner stages.
+// A copy that is processed or stands by is acknowledged only once the ledger has
+// its message. Only the two outer stages acknowledge copies unseen, and a message
+// is lost when both of its copies meet with that. So two things must never happen,
+// and [Next] and [Step.Await] see to it: that both outer stages are in force at the
+// same time, on whichever instances; and that an outer stage is entered while a
+// copy is still under way whose sibling the opposite one has dropped.
+//
+//	mqtt ──nothing──▶ shadow ──confirmation──▶ live ──proof──▶ jetstream
+//	mqtt ◀──proof──── shadow ◀───nothing────── live ◀─nothing─ jetstream
+//	                  shadow ◀───────────────nothing────────── jetstream
+//
+// The way back from jetstream leads to shadow in one step. docs/stages.md tells
+// the protocol to readers; model_test.go searches everything that can happen under
+// it, through the functions of this package.
 package stage
 
 import (
@@ -54,6 +65,10 @@ func (s Stage) Authoritative() pipeline.Path {
 	return pipeline.PathMQTT
 }
 
+// Outer reports whether one path's copies may be dropped in this stage. A tenant
+// may stay in a stage that is not outer for ever.
+func (s Stage) Outer() bool { return s == MQTT || s == JetStream }
+
 // Action is what is done with a copy.
 type Action uint8
 
@@ -64,18 +79,49 @@ const (
 	// StandBy holds the copy unacknowledged until the ledger shows its message, or
 	// the wait is over and it is processed after all.
 	StandBy
+	// Drop acknowledges the copy without looking at it: its path is not
+	// authoritative, and the other one has it or will.
+	Drop
+	// Done acknowledges the copy: its message has taken effect.
+	Done
 )
 
-// Decide says what to do with a copy that came by path, for a tenant in stage s.
-func Decide(s Stage, path pipeline.Path) Action {
-	if s.Authoritative() == path {
+// String returns the action's name for logs.
+func (a Action) String() string {
+	switch a {
+	case Process:
+		return "process"
+	case StandBy:
+		return "stand by"
+	case Drop:
+		return "drop"
+	case Done:
+		return "done"
+	}
+	return "unknown"
+}
+
+// Decide says what to do with a copy that came by path, for a tenant that this
+// instance believes to be in stage s.
+//
+// mayDrop is whether the instance's lease is valid, by its own clock and counted
+// from before the renewal was sent. Without it nothing is dropped: whoever moves the
+// stages no longer waits for this instance. known is whether the ledger is seen to
+// have the message; false is right where nobody has looked.
+func Decide(s Stage, path pipeline.Path, mayDrop, known bool) Action {
+	switch {
+	case known:
+		return Done
+	case s.Authoritative() == path:
 		return Process
+	case s.Outer() && mayDrop:
+		return Drop
 	}
 	return StandBy
 }
 
-// Toward returns the stage that a tenant may be in when wish is wanted: the inner
-// stage with the same authority.
+// Toward returns the inner stage with the same authority as wish: where a tenant
+// is held for whom nobody gathers proofs.
 func Toward(wish Stage) Stage {
 	if wish.Authoritative() == pipeline.PathJetStream {
 		return Live
