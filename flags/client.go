@@ -16,18 +16,34 @@ import (
 // Options configures a Client. Begin with DefaultOptions and set Provider.
 type Options struct {
 	// Provider answers; required. The client starts it and shuts it down.
-	Provider of.FeatureProvider
+	Provider Provider
+	// Overrides has the last word for every tenant that has a wish of its own in
+	// the store, whatever Provider says or does; its rules are not looked at. nil:
+	// none. The client starts it and shuts it down. While it cannot be read nobody
+	// gets an answer, since nobody knows who is overridden.
+	Overrides *StoreProvider
 	// Timeout bounds one evaluation.
 	Timeout time.Duration
-	// InitTimeout bounds how long New waits for the provider to become ready.
+	// InitTimeout bounds how long New waits for a provider to become ready.
 	InitTimeout time.Duration
+	// Concurrency is how many evaluations EvaluateAll has under way at once, and
+	// Rate how many it begins in a second at most; 0 for no limit. Neither holds
+	// up answers from memory.
+	Concurrency int
+	Rate        float64
 	// Logger may be nil.
 	Logger *slog.Logger
 }
 
-// DefaultOptions returns the defaults: 2 s for an evaluation, 5 s to start.
+// Provider is what can stand behind a Client: a StoreProvider, a FlagdProvider, an
+// OFREPProvider, a FileProvider, or any other OpenFeature provider. The name spares
+// others the import of OpenFeature.
+type Provider = of.FeatureProvider
+
+// DefaultOptions returns the defaults: 2 s for an evaluation, 5 s to start; 8
+// evaluations at once and 500 a second.
 func DefaultOptions() Options {
-	return Options{Timeout: 2 * time.Second, InitTimeout: 5 * time.Second}
+	return Options{Timeout: 2 * time.Second, InitTimeout: 5 * time.Second, Concurrency: 8, Rate: 500}
 }
 
 // Validate names the first field that cannot work, and the remedy.
@@ -39,6 +55,12 @@ func (o Options) Validate() error {
 		return fmt.Errorf("flags Options.Timeout is %s: use more than 0 (default 2s)", o.Timeout)
 	case o.InitTimeout <= 0:
 		return fmt.Errorf("flags Options.InitTimeout is %s: use more than 0 (default 5s)", o.InitTimeout)
+	case o.Concurrency < 1:
+		return fmt.Errorf("flags Options.Concurrency is %d: use at least 1 (default 8)", o.Concurrency)
+	case !(o.Rate >= 0) || o.Rate > 0 && o.Rate < 1:
+		return fmt.Errorf("flags Options.Rate is %g: use 0 for no limit, or at least 1 a second (default 500)", o.Rate)
+	case o.Overrides != nil && o.Provider == Provider(o.Overrides):
+		return errors.New("flags Options.Overrides is the Provider itself: leave it nil, the store's targets come first anyway")
 	}
 	return nil
 }
@@ -49,6 +71,8 @@ type Answer struct {
 	// Reason says where the provider took the variant from; ReasonTarget,
 	// ReasonPercent or ReasonDefault from the store.
 	Reason Reason
+	// Override is set where Options.Overrides had the last word.
+	Override bool
 }
 
 // maxHung is how many evaluations may hang in the provider at once. Beyond it the
@@ -66,11 +90,13 @@ type Client struct {
 	client   *of.Client
 	provider string
 	changes  chan struct{}
-	hung     atomic.Int32
-	closed   atomic.Bool
-	close    sync.Once
-	closeErr error
-	ended    chan struct{} // closed when the shutdown has ended
+	// overrides is a client of the store's own, nil without one.
+	overrides *Client
+	hung      atomic.Int32
+	closed    atomic.Bool
+	close     sync.Once
+	closeErr  error
+	ended     chan struct{} // closed when the shutdown has ended
 }
 
 // New starts the provider and waits until it is ready or has failed, no longer
@@ -99,6 +125,12 @@ func New(ctx context.Context, o Options) (*Client, error) {
 		c.client.AddHandler(event, &signal)
 	}
 
+	if o.Overrides != nil {
+		var err error
+		if c.overrides, err = New(ctx, o.ofOverrides()); err != nil {
+			return nil, fmt.Errorf("starting the overrides: %w", err)
+		}
+	}
 	initCtx, cancel := context.WithTimeout(ctx, o.InitTimeout)
 	defer cancel()
 	err := c.api.SetProviderAndWait(initCtx, o.Provider)
@@ -116,9 +148,16 @@ func New(ctx context.Context, o Options) (*Client, error) {
 	return c, nil
 }
 
+// ofOverrides are the options of the client that reads the overrides.
+func (o Options) ofOverrides() Options {
+	o.Provider, o.Overrides = o.Overrides, nil
+	return o
+}
+
 // Changes signals that wishes may differ from what was answered before, or that
 // the provider became ready, stale or erroneous: evaluate again. Signals that
 // nobody has taken become one. The channel is never closed; one receiver gets each.
+// What happens to the overrides, OverrideChanges signals.
 func (c *Client) Changes() <-chan struct{} { return c.changes }
 
 func (c *Client) signal() {
@@ -136,6 +175,11 @@ func (c *Client) signal() {
 func (c *Client) Health() error {
 	if c.closed.Load() {
 		return errors.New("flags: the client is closed")
+	}
+	if c.overrides != nil {
+		if err := c.overrides.Health(); err != nil {
+			return fmt.Errorf("operator overrides cannot be read: %w", err)
+		}
 	}
 	// Our own provider knows best, and knows it before its event has arrived.
 	if p, ok := c.opts.Provider.(interface{ Health() error }); ok {
@@ -161,6 +205,9 @@ func (c *Client) Close(ctx context.Context) error {
 		go func() {
 			defer close(c.ended)
 			c.closeErr = c.api.Shutdown(ctx)
+			if c.overrides != nil {
+				c.closeErr = errors.Join(c.closeErr, c.overrides.Close(ctx))
+			}
 		}()
 	})
 	select {

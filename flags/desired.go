@@ -25,10 +25,17 @@ func (c *Client) Evaluate(ctx context.Context, tenant string) (Answer, error) {
 	if err := checkTenant(tenant); err != nil {
 		return Answer{}, c.noAnswer(tenant, CauseBadTenant, err)
 	}
+	if v, ok, err := c.Override(tenant); err != nil || ok {
+		return overridden(v, err)
+	}
 	if err := c.mayAnswer(tenant); err != nil {
 		return Answer{}, err
 	}
 	details, err := c.ask(ctx, tenant)
+	// An override that was set while the provider thought about it counts already.
+	if v, ok, err := c.Override(tenant); err != nil || ok {
+		return overridden(v, err)
+	}
 	if err != nil {
 		return Answer{}, err
 	}
@@ -36,6 +43,11 @@ func (c *Client) Evaluate(ctx context.Context, tenant string) (Answer, error) {
 	if err := c.mayAnswer(tenant); err != nil {
 		return Answer{}, err
 	}
+	return c.judge(tenant, details)
+}
+
+// judge tells a clean answer from all others.
+func (c *Client) judge(tenant string, details of.StringEvaluationDetails) (Answer, error) {
 	switch {
 	case details.ErrorCode != "":
 		return Answer{}, c.noAnswer(tenant, CauseError, fmt.Errorf("%s: %s", details.ErrorCode, clip(details.ErrorMessage, 256)))
@@ -65,6 +77,13 @@ func vouches(r of.Reason) bool {
 func (c *Client) mayAnswer(tenant string) error {
 	if c.closed.Load() {
 		return c.noAnswer(tenant, CauseClosed, errors.New("the client is closed"))
+	}
+	// Before its event has arrived, and where OpenFeature reports it ready after an
+	// Init that could not reach its service.
+	if p, ok := c.opts.Provider.(interface{ unfit() (Cause, error) }); ok {
+		if cause, err := p.unfit(); err != nil {
+			return c.noAnswer(tenant, cause, err)
+		}
 	}
 	switch state := c.client.State(); state {
 	case of.ReadyState:

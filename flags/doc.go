@@ -23,8 +23,20 @@
 //
 // StoreProvider keeps a snapshot of both tables, so that an evaluation does no
 // I/O. It reads them again when PostgreSQL notifies it, when it had to connect
-// anew (a notification may have been lost), and on a slow beat in any case. Any
-// other OpenFeature provider can take its place: Client trusts none of them.
+// anew (a notification may have been lost), and on a slow beat in any case.
+//
+// Any other OpenFeature provider can take its place, and Client trusts none of
+// them: FlagdProvider asks flagd, OFREPProvider any service that speaks OFREP,
+// FileProvider reads a file in flagd's format. The targets in the store then remain
+// on top as the operator's overrides (Options.Overrides), answered from memory
+// whatever the provider does: that is the kill switch.
+//
+//	Client.EvaluateAll ── many tenants, bounded in number, rate and time
+//	      │
+//	Client.Evaluate ──► Overrides (StoreProvider) ── a target: that is the answer
+//	      │ none
+//	      └──► Provider: StoreProvider │ FileProvider │ FlagdProvider │ OFREPProvider
+//	                     (in memory)     (in memory)         └── remote ──┘ (HTTP)
 //
 // For a tenant the tables say, in this order: its own row in
 // crossfade_flag_targets (reason TARGETING_MATCH); else, if its bucket lies under

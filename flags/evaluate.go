@@ -49,23 +49,3 @@ func failed(err of.ResolutionError) of.ProviderResolutionDetail {
 func wrongType() of.ProviderResolutionDetail {
 	return failed(of.NewTypeMismatchResolutionError("flags in this store are strings"))
 }
-
-// BooleanEvaluation is a type mismatch: the flags are strings.
-func (p *StoreProvider) BooleanEvaluation(_ context.Context, _ string, defaultValue bool, _ of.FlattenedContext) of.BoolResolutionDetail {
-	return of.BoolResolutionDetail{Value: defaultValue, ProviderResolutionDetail: wrongType()}
-}
-
-// FloatEvaluation is a type mismatch: the flags are strings.
-func (p *StoreProvider) FloatEvaluation(_ context.Context, _ string, defaultValue float64, _ of.FlattenedContext) of.FloatResolutionDetail {
-	return of.FloatResolutionDetail{Value: defaultValue, ProviderResolutionDetail: wrongType()}
-}
-
-// IntEvaluation is a type mismatch: the flags are strings.
-func (p *StoreProvider) IntEvaluation(_ context.Context, _ string, defaultValue int64, _ of.FlattenedContext) of.IntResolutionDetail {
-	return of.IntResolutionDetail{Value: defaultValue, ProviderResolutionDetail: wrongType()}
-}
-
-// ObjectEvaluation is a type mismatch: the flags are strings.
-func (p *StoreProvider) ObjectEvaluation(_ context.Context, _ string, defaultValue any, _ of.FlattenedContext) of.InterfaceResolutionDetail {
-	return of.InterfaceResolutionDetail{Value: defaultValue, ProviderResolutionDetail: wrongType()}
-}

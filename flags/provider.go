@@ -83,6 +83,7 @@ func (o StoreProviderOptions) Validate() error {
 // ERROR when PostgreSQL refuses to show the tables (missing, no permission).
 // PostgreSQL out of reach is no error until the snapshot is stale.
 type StoreProvider struct {
+	stringsOnly
 	opts   StoreProviderOptions
 	log    *slog.Logger
 	events chan of.Event
