@@ -44,6 +44,10 @@ type Config struct {
 	StandbyWait   time.Duration
 	StandbyBuffer int
 
+	// Flags says who answers which stage is wanted for a tenant, and the bounds of
+	// asking. Provider nil is the store; with another, the store's targets override
+	// it. Overrides and Logger are set by New.
+	Flags flags.Options
 	// DefaultStage is that of a tenant nothing is known of.
 	DefaultStage stage.Stage
 	// FlagBeat is how often stages and flags are read though nothing was announced.
@@ -64,6 +68,7 @@ func DefaultConfig(databaseURL string) Config {
 		Pipeline:        process.DefaultOptions(),
 		StandbyWait:     5 * time.Second,
 		StandbyBuffer:   4000,
+		Flags:           flags.DefaultOptions(),
 		DefaultStage:    stage.MQTT,
 		FlagBeat:        10 * time.Second,
 		ShutdownTimeout: 30 * time.Second,
@@ -95,25 +100,27 @@ func (c *Config) validate() error {
 
 // Bridge is one instance. Make it with New, call Run once.
 type Bridge struct {
-	config     Config
-	log        *slog.Logger
-	registry   *prometheus.Registry
-	store      *store.Store
-	partitions *store.Partitions
-	flags      *flags.Client
-	tenants    *tenants
-	gate       *gate
-	standby    *standby
-	processor  *process.Processor
-	nats       *jetstream.Conn
-	feeds      []feeder // what Run starts, in order
-	jetstream  *feed[*jetstream.Source]
-	mirror     *jetstream.Mirror
-	settings   settings
-	http       *server
-	health     *health
-	self       identity
-	ran        atomic.Bool
+	config      Config
+	log         *slog.Logger
+	registry    *prometheus.Registry
+	store       *store.Store
+	partitions  *store.Partitions
+	flags       *flags.Client
+	tenants     *tenants
+	gate        *gate
+	standby     *standby
+	processor   *process.Processor
+	nats        *jetstream.Conn
+	feeds       []feeder // what Run starts, in order
+	jetstream   *feed[*jetstream.Source]
+	mirror      *jetstream.Mirror
+	outbox      *outbox // nil without NATS
+	settings    settings
+	appSettings *appSettings
+	http        *server
+	health      *health
+	self        identity
+	ran         atomic.Bool
 }
 
 // New wires an instance together. It reads files (certificates, credentials),
@@ -153,9 +160,11 @@ func (b *Bridge) wire(ctx context.Context) error {
 	b.standby = newStandby(c.StandbyWait, c.StandbyBuffer, window, c.Pipeline.IDMember, b.registry, b.log)
 	options := c.Pipeline
 	options.Committed, options.Logger, options.Registry = b.standby.durable, b.log, b.registry
+	options.Routes = c.NATS != nil // without it nobody would empty the outbox
 	if b.processor, err = process.New(b.store, options); err != nil {
 		return err
 	}
+	b.appSettings = newAppSettings(c.Pipeline.Settings, b.store.AppSettings, b.processor.SetSettings, b.log)
 	b.standby.recent, b.standby.known = b.processor.Recent, b.store.Known
 	b.standby.process, b.standby.decide, b.standby.arrived = b.processor.Submit, b.gate.decide, b.gate.arrivals
 	b.gate.process, b.gate.hold = b.processor.Submit, b.standby.hold
@@ -181,12 +190,17 @@ func (b *Bridge) wireFlags(ctx context.Context) error {
 	po.Conn, po.Beat, po.Logger = conn, c.FlagBeat, b.log
 	po.MaxStale = max(po.MaxStale, 3*c.FlagBeat)
 	po.Debounce = min(po.Debounce, c.FlagBeat)
-	provider, err := flags.NewStoreProvider(po)
+	store, err := flags.NewStoreProvider(po)
 	if err != nil {
 		return err
 	}
-	fo := flags.DefaultOptions()
-	fo.Provider, fo.Logger = provider, b.log
+	fo := c.Flags
+	fo.Logger = b.log
+	if fo.Provider == nil {
+		fo.Provider = store
+	} else {
+		fo.Overrides = store
+	}
 	if b.flags, err = flags.New(ctx, fo); err != nil {
 		return err
 	}
@@ -197,9 +211,13 @@ func (b *Bridge) wireFlags(ctx context.Context) error {
 // wishes makes a flags.Client speak of stages.
 type wishes struct{ *flags.Client }
 
-func (w wishes) Wish(ctx context.Context, tenant string) (stage.Stage, error) {
-	v, err := w.Desired(ctx, tenant)
-	return stage.Stage(v), err
+func (w wishes) WishAll(ctx context.Context, tenants []string, took func(string, stage.Stage, error)) {
+	w.EvaluateAll(ctx, tenants, func(tenant string, a flags.Answer, err error) { took(tenant, stage.Stage(a.Variant), err) })
+}
+
+func (w wishes) Override(tenant string) (stage.Stage, bool, error) {
+	v, ok, err := w.Client.Override(tenant)
+	return stage.Stage(v), ok, err
 }
 
 func (b *Bridge) wireSources() error {
@@ -210,7 +228,7 @@ func (b *Bridge) wireSources() error {
 			return err
 		}
 	}
-	if err := b.makeSources(); err != nil {
+	if err := errors.Join(b.makeSources(), b.makeOutbox()); err != nil {
 		return errors.Join(err, b.closeNATS(context.Background()))
 	}
 	return nil

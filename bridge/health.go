@@ -86,6 +86,9 @@ func (b *Bridge) wireHealth() {
 	if b.mirror != nil {
 		h.checks = append(h.checks, dependency{"mirror_publisher", false, b.mirror.Health})
 	}
+	if b.outbox != nil {
+		h.checks = append(h.checks, dependency{"routes", false, b.outbox.health})
+	}
 	if b.jetstream != nil {
 		h.checks = append(h.checks, dependency{"jetstream_settings", false, b.settings.trouble.err})
 	}

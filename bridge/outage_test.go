@@ -107,7 +107,6 @@ func TestFlipsUnderLoad(t *testing.T) {
 	s := newStack(t)
 	a, b := s.config("a"), s.config("b")
 	a.MQTT.Group, b.MQTT.Group = "ingest", "ingest"
-	a.Store.DeviceEffects, b.Store.DeviceEffects = true, true
 	a.Mirror.Group, b.Mirror.Group = "mirror", "mirror"
 	first, second := s.start(a), s.start(b)
 	c := loaded()

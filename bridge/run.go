@@ -39,6 +39,10 @@ func (b *Bridge) Run(ctx context.Context) error {
 	background.start(work, b.tenants.run)
 	background.start(work, b.partitions.Run)
 	background.start(work, b.heartbeat)
+	background.start(work, b.followChanges)
+	if b.outbox != nil {
+		background.start(work, b.outbox.run)
+	}
 	workers.start(work, b.processor.Run)
 	standing.start(work, b.standby.run)
 	if b.mirror != nil {
@@ -172,6 +176,9 @@ func (b *Bridge) prepareOnce(ctx context.Context) error {
 		return err
 	}
 	if err := b.tenants.load(ctx); err != nil {
+		return err
+	}
+	if err := b.appSettings.load(ctx); err != nil {
 		return err
 	}
 	if err := b.signOn(ctx); err != nil {

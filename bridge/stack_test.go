@@ -58,6 +58,7 @@ func (s *stack) config(instance string) bridge.Config {
 	mirror := m
 	mirror.ClientID = "crossfade-mirror-" + instance
 	c.MQTT, c.Mirror = &m, &mirror
+	c.Pipeline.Settings.RateLimit = 0 // fleets play in fast motion
 	n := jetstream.DefaultConfig()
 	n.URLs = []string{s.nats.URL()}
 	c.NATS = &n

@@ -28,9 +28,9 @@ const factsPause = 20 * time.Millisecond
 // tenants knows the stage of every tenant, and moves it towards the wish. Facts
 // are rows of crossfade_stages; every instance follows them by notification, and
 // on a slow beat in case one was lost. Wishes are evaluated on their own change
-// signal and on the same beat, never per message. The two are followed side by
-// side: a flag service that is slow must not keep an instance from hearing what
-// another has moved.
+// signal and on the same beat, never per message. Facts, wishes and the operator's
+// overrides are followed side by side: a flag service that is slow must not keep an
+// instance from hearing what another has moved, nor the operator from moving.
 type tenants struct {
 	pool     *pgxpool.Pool
 	wishes   Wishes
@@ -44,6 +44,7 @@ type tenants struct {
 	facts   atomic.Pointer[map[string]Fact]
 	kick    chan struct{} // the facts may have changed
 	met     chan struct{} // a tenant without a row was met
+	recheck chan struct{} // overrides are to be held against the facts once more
 
 	mu   sync.Mutex
 	seen map[string]struct{} // in traffic, without a row, since the last beat
@@ -57,7 +58,7 @@ type tenants struct {
 func newTenants(pool *pgxpool.Pool, wishes Wishes, instance string, standard stage.Stage, beat time.Duration, moved func(), reg prometheus.Registerer, log *slog.Logger) *tenants {
 	t := &tenants{
 		pool: pool, wishes: wishes, instance: instance, standard: stage.Toward(standard), beat: beat, moved: moved, log: log,
-		kick: make(chan struct{}, 1), met: make(chan struct{}, 1), seen: make(map[string]struct{}),
+		kick: make(chan struct{}, 1), met: make(chan struct{}, 1), recheck: make(chan struct{}, 1), seen: make(map[string]struct{}),
 		held: prometheus.NewGauge(prometheus.GaugeOpts{Name: "crossfade_tenants_without_answer",
 			Help: "Tenants held where they are since the flag service gave no clean answer."}),
 	}
@@ -142,6 +143,7 @@ func (t *tenants) run(ctx context.Context) {
 	var parts sync.WaitGroup
 	parts.Go(func() { t.listen(ctx) })
 	parts.Go(func() { t.followWishes(ctx) })
+	parts.Go(func() { t.followOverrides(ctx) })
 	t.followFacts(ctx)
 	parts.Wait()
 }

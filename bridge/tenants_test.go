@@ -26,10 +26,15 @@ type oracle struct {
 	changes chan struct{}
 }
 
-func (o *oracle) Wish(ctx context.Context, tenant string) (stage.Stage, error) {
-	return o.answer(ctx, tenant)
+func (o *oracle) WishAll(ctx context.Context, tenants []string, took func(string, stage.Stage, error)) {
+	for _, tenant := range tenants {
+		wish, err := o.answer(ctx, tenant)
+		took(tenant, wish, err)
+	}
 }
-func (o *oracle) Changes() <-chan struct{} { return o.changes }
+func (o *oracle) Changes() <-chan struct{}                               { return o.changes }
+func (o *oracle) Override(string) (wish stage.Stage, ok bool, err error) { return "", false, nil }
+func (o *oracle) OverrideChanges() <-chan struct{}                       { return nil }
 
 func migrated(t *testing.T) *pgxpool.Pool {
 	t.Helper()

@@ -3,6 +3,8 @@ package jetstream
 import (
 	"bytes"
 	"encoding/json"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -118,6 +120,52 @@ func TestParseReply(t *testing.T) {
 			t.Errorf("parseReply(%q) = %+v, %v", c.reply, got, ok)
 		}
 	}
+}
+
+// FuzzReply: a subject that is read names a sequence and a time, and no other shape
+// is taken for one.
+func FuzzReply(f *testing.F) {
+	for _, s := range []string{"$JS.ACK.TELEMETRY.ingest-workers.1.42.7.1760000000123456789.3", "$JS.ACK.hub.ACC.TELEMETRY.ingest-workers.1.42.7.1760000000123456789.3.x7", "$JS.ACK.......", "$JS.ACK", "", "$JS.ACK.a.b.1.-1.1.1.1", "$JS.ACK.a.b.1.1.1.99999999999999999999.1"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, reply string) {
+		m, ok := parseReply(reply)
+		if !ok {
+			if m != (replyMetadata{}) {
+				t.Fatalf("%q is refused and read as %+v", reply, m)
+			}
+			return
+		}
+		tokens := strings.Split(reply, ".")
+		if !slices.Contains(tokens, strconv.FormatUint(m.sequence, 10)) && !strings.Contains(reply, ".0") {
+			t.Fatalf("%q has no sequence %d", reply, m.sequence)
+		}
+	})
+}
+
+// FuzzRedactURL: no part of the user's survives, nor in what validateURL says.
+func FuzzRedactURL(f *testing.F) {
+	f.Add("nats://", "", "@127.0.0.1:4222")
+	f.Add("", ":", "@host")
+	f.Add("tls://a:", "@", "@h/%zz")
+	f.Add("", "://", "@h:x")
+	f.Add("nats://u:p/", "?#", "@h,h2")
+	f.Fuzz(func(t *testing.T, before, after, host string) {
+		const secret = "S3cr3tP4ss"
+		if !strings.HasPrefix(host, "@") {
+			return
+		}
+		raw := before + secret + after + host
+		if scheme, _, found := strings.Cut(raw, "://"); found && strings.Contains(scheme, secret) && !strings.ContainsAny(scheme, ":@/") {
+			return // it stands where the scheme does
+		}
+		if shown := RedactURL(raw); strings.Contains(shown, secret) {
+			t.Fatalf("%q is shown as %q", raw, shown)
+		}
+		if err := validateURL(raw); err != nil && strings.Contains(err.Error(), secret) {
+			t.Fatalf("%q: %v", raw, err)
+		}
+	})
 }
 
 func TestBackoffDelay(t *testing.T) {

@@ -2,7 +2,6 @@ package jetstream
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"time"
 
@@ -148,17 +147,9 @@ func (p *puller) stillThere(ctx context.Context, stream natsjs.Stream, generatio
 	if highest.sequence == 0 {
 		return true, nil
 	}
-	msg, err := stream.GetMsg(ctx, highest.sequence)
-	switch {
-	case err == nil:
-		return msg.Time.Equal(highest.stored), nil
-	case !errors.Is(err, natsjs.ErrMsgNotFound):
-		return false, fmt.Errorf("read back message %d of stream %s: %w", highest.sequence, p.spec.name, err)
-	}
-	// It has expired, unless the stream never got that far.
-	info, err := stream.Info(ctx)
+	same, err := holds(ctx, stream, highest.sequence, highest.stored)
 	if err != nil {
-		return false, fmt.Errorf("look up stream %s: %w", p.spec.name, err)
+		return false, fmt.Errorf("stream %s: %w", p.spec.name, err)
 	}
-	return info.State.LastSeq >= highest.sequence, nil
+	return same, nil
 }

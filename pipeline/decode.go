@@ -251,6 +251,7 @@ func (dec *Decoder) identify(m *Message, env *envelope) {
 			hasTS = true
 		}
 	}
+	m.without = without
 	if m.Failed != Accepted {
 		dec.identifyBroken(m, env, without)
 		return
@@ -266,7 +267,8 @@ func (dec *Decoder) identify(m *Message, env *envelope) {
 		m.Explicit, m.Digest = true, digest(h.buf)
 		h.reset(hashExplicit)
 		h.part(m.Tenant)
-		h.part(m.Device) // devices of a tenant may all count from 1
+		h.part(m.Device)  // devices of a tenant may all count from 1,
+		h.part(m.MsgType) // and so may a device for each type
 		h.part(id)
 		m.ID = h.id(ms)
 		return

@@ -48,6 +48,7 @@ func TestIdentity(t *testing.T) {
 		{"another tenant", mqtt(withTS), overMQTT("tenant/t2/device/d1/telemetry", withTS), false, content},
 		{"another tenant, explicit", mqtt(`{"message_id":"x1"}`), overMQTT("tenant/t2/device/d1/telemetry", `{"message_id":"x1"}`), false, explicit},
 		{"another device, explicit", mqtt(`{"message_id":"x1"}`), overMQTT("tenant/t1/device/d2/telemetry", `{"message_id":"x1"}`), false, explicit},
+		{"another type, explicit", mqtt(`{"message_id":"x1"}`), overMQTT("tenant/t1/device/d1/heartbeat", `{"message_id":"x1"}`), false, explicit},
 		{"names cannot run into each other", overMQTT("tenant/t1/device/d12/x", `{"seq":1}`), overMQTT("tenant/t1/device/d1/2x", `{"seq":1}`), false, content},
 		{"duplicate members", mqtt(`{"seq":1,"a":1,"seq":2}`), jetstream(`{"a":1,"seq":2}`), true, content},
 		{"names by case", mqtt(`{"SEQ":1}`), jetstream(`{"seq":1}`), false, anon},

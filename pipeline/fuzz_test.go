@@ -6,6 +6,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/check"
+	"github.com/crossfade-io/crossfade/pipeline/pipelinetest"
 )
 
 // seen is all that others read from a message, copied out of its memory.
@@ -30,7 +31,7 @@ func look(m *pipeline.Message) seen {
 		time: m.Time.UnixMicro(), size: m.Size, failed: m.Failed,
 	}
 	settings := check.DefaultSettings()
-	s.content, _ = check.Content(m, &settings)
+	s.content = check.Content(check.Input{Message: m, Settings: &settings}).Reason
 	s.seq, s.null, s.ok = m.Seq()
 	metrics, storable := m.Metrics()
 	s.metrics, s.storable = string(metrics), storable
@@ -51,6 +52,12 @@ func FuzzDecode(f *testing.F) {
 		f.Add(topic, "telemetry.t1", []byte(`{"topic":"`+topic+`","payload":`+s+`,"ts":1795435200000,"username":"t1/d1"}`), true)
 	}
 	f.Add("tenant/t1/device/d1/commands", "telemetry.t2", []byte(full), false)
+	for _, c := range pipelinetest.HostileCases() {
+		if len(c.Payload) < 10_000 {
+			f.Add(c.TopicOf("d1"), "telemetry.t1", []byte(c.Payload), false)
+			f.Add("", "telemetry.t1", pipelinetest.Mirror(c.TopicOf("d1"), []byte(c.Payload), noon), true)
+		}
+	}
 	f.Fuzz(func(t *testing.T, topic, subject string, body []byte, stream bool) {
 		d := overMQTT(topic, string(body))
 		if stream {

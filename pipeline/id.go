@@ -79,7 +79,7 @@ func (id ID) Neighbours() [3]ID {
 // What the 10 bytes of hash are over. The kinds never meet: each hashes its own
 // first byte.
 const (
-	hashExplicit  = 'x' // tenant, device and the ID that the device sent
+	hashExplicit  = 'x' // tenant, device, message type and the ID that the device sent
 	hashContent   = 'c' // tenant, device, message type and canonical payload
 	hashAnonymous = 'a' // the same, for messages that occur again
 	hashForeign   = 'f' // an envelope that can't be trusted to say whose it is

@@ -49,6 +49,7 @@ type Message struct {
 	measured   bool   // metrics is set,
 	storable   bool   // and jsonb can hold it
 	unreadable string // the payload's text where it is no JSON
+	without    string // the payload's member that a producer added; "" for none
 }
 
 // Fields are the payload's members that mean something, each the zero Value
@@ -87,3 +88,32 @@ func (m *Message) Metrics() (json []byte, ok bool) {
 	}
 	return m.metrics, m.storable
 }
+
+// AppendPayload appends the payload in canonical form, less what a producer added:
+// the same bytes for every copy of the message.
+func (m *Message) AppendPayload(dst []byte) []byte {
+	return m.Payload.AppendCanonicalWithout(dst, m.without)
+}
+
+// Member returns the payload's member of that name, the zero Value where the device
+// sent none, whatever a producer added.
+func (m *Message) Member(name string) canonical.Value {
+	if m.without != "" && name == m.without {
+		return canonical.Value{}
+	}
+	return m.Payload.Get(name)
+}
+
+// Forget lets go of the delivery and of the memory that only a huge message needs.
+// The message says nothing afterwards.
+func (m *Message) Forget() {
+	m.doc.Forget()
+	m.inner.Forget()
+	if cap(m.metrics) > maxKeptMetrics {
+		m.metrics = nil
+	}
+	*m = Message{doc: m.doc, inner: m.inner, metrics: m.metrics[:0]}
+}
+
+// maxKeptMetrics bounds the bytes that a Message keeps for the next one's metrics.
+const maxKeptMetrics = 64 << 10

@@ -35,6 +35,11 @@ type Certificate struct {
 	NotAfter   time.Time // zero for one that does not expire
 }
 
+// NoRoom stands in the place of a device that is not registered, and for which its
+// tenant's subscription had no room when it was to be provisioned. It is told by
+// its address.
+var NoRoom = &Device{}
+
 // DefaultSensorLimit is how many sensors a device may have of which neither its
 // own entry nor its tier says more.
 const DefaultSensorLimit = 20

@@ -22,7 +22,14 @@ const (
 	// KindDownlink is what we or others send to devices and hear again through a
 	// wildcard subscription: ignored and counted on either path.
 	KindDownlink
+	// KindSentinel is everything on the topics of [SentinelDevice]: ours, or forged.
+	// Like downlink it is ignored and counted wherever it gets to.
+	KindSentinel
 )
+
+// Ignored reports whether messages of this kind have no effect and no outcome: they
+// are acknowledged and counted.
+func (k Kind) Ignored() bool { return k == KindDownlink || k == KindSentinel }
 
 // Topic is a device topic taken apart.
 type Topic struct {
@@ -54,6 +61,10 @@ func ParseTopic(s string) (Topic, bool) {
 		return Topic{}, false
 	}
 	t := Topic{Tenant: tenant, Device: device, MsgType: msgType}
+	if device == SentinelDevice {
+		t.Kind = KindSentinel
+		return t, true
+	}
 	switch msgType {
 	case "shadow/reported":
 		t.Kind = KindShadow

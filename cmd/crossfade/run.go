@@ -41,6 +41,9 @@ func (r *runCommand) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	bc.Logger = log
+	if err := wireFlagProvider(&bc.Flags, r.Config.Flags, log); err != nil {
+		return err
+	}
 	b, err := bridge.New(ctx, bc)
 	if err != nil {
 		return err
@@ -57,11 +60,12 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	bc := bridge.DefaultConfig(sc.URL)
 	bc.Instance, bc.Version = r.Bridge.Instance, version
 	bc.Store = sc
-	bc.Store.DeviceEffects = r.Pipeline.DeviceEffects
 	bc.Partitions.LedgerRetention = r.Pipeline.LedgerRetention
 	bc.Partitions.TelemetryRetention, bc.Partitions.QuarantineRetention = r.Pipeline.TelemetryRetention, r.Pipeline.QuarantineRetention
 	p := &bc.Pipeline
 	p.Settings.MaxPayloadBytes, p.Settings.RequireToken = r.Pipeline.MaxPayloadBytes, r.Pipeline.RequireToken
+	p.Settings.RateLimit, p.Settings.RateBurst = r.Pipeline.RateLimitRPS, r.Pipeline.RateLimitBurst
+	p.Settings.CertAuth, p.Settings.CertTrustTopic, p.AutoProvision = r.Pipeline.CertAuthEnabled, r.Pipeline.CertTrustTopic, r.Pipeline.AutoProvision
 	p.IDMember, p.BatchSize, p.Linger = r.Pipeline.MessageIDMember, r.Pipeline.BatchSize, r.Pipeline.Linger
 	p.Workers, p.RegistryTTL = r.Pipeline.Workers, r.Pipeline.RegistryTTL
 	bc.StandbyWait, bc.StandbyBuffer = r.Bridge.StandbyWait, r.Bridge.StandbyBuffer

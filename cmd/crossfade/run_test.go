@@ -39,24 +39,3 @@ func TestRetentionSettings(t *testing.T) {
 		}
 	}
 }
-
-// TestDeviceEffectsSetting: off unless asked for.
-func TestDeviceEffectsSetting(t *testing.T) {
-	for _, args := range [][]string{nil, {"--pipeline-device-effects"}} {
-		var r config.Run
-		parser, err := kong.New(&r, config.Options()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := parser.Parse(append(args, "--database-url=postgres://db/iot", "--mqtt-url=mqtt://broker", "--nats-url=nats://nats")); err != nil {
-			t.Fatal(err)
-		}
-		bc, err := bridgeConfig(&r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if got := bc.Store.DeviceEffects; got != (args != nil) {
-			t.Errorf("%v: DeviceEffects is %v", args, got)
-		}
-	}
-}

@@ -31,6 +31,20 @@ func (q *Queue[T]) Put(item T) {
 	}
 }
 
+// PutAll appends items in their order. It never blocks.
+func (q *Queue[T]) PutAll(items []T) {
+	if len(items) == 0 {
+		return
+	}
+	q.mu.Lock()
+	first := len(q.items) == q.head
+	q.items = append(q.items, items...)
+	q.mu.Unlock()
+	if first {
+		q.signal()
+	}
+}
+
 func (q *Queue[T]) signal() {
 	select {
 	case q.wake <- struct{}{}:

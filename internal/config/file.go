@@ -219,6 +219,8 @@ func (r *fileReader) setting(s Setting, line int, node *yaml.Node) {
 	r.values[s.Key] = fileValue{value: value, line: line}
 }
 
+var plainNumber = regexp.MustCompile(`^-?(0|[1-9][0-9]*)(\.[0-9]+)?$`)
+
 // decodeNode returns the value for kong, or what to write instead.
 func decodeNode(s Setting, node *yaml.Node) (value any, remedy string) {
 	if s.Kind == KindList {
@@ -232,6 +234,13 @@ func decodeNode(s Setting, node *yaml.Node) (value any, remedy string) {
 		}
 		// Octal, hexadecimal and 1_000 mean different things to different readers.
 		if n, err := strconv.Atoi(node.Value); err != nil || strconv.Itoa(n) != node.Value {
+			return nil, "write it in plain decimal digits, such as " + s.Default
+		}
+	case KindNumber:
+		if !scalar || node.Tag != "!!int" && node.Tag != "!!float" {
+			return nil, "write a number without quotes, such as " + s.Default
+		}
+		if !plainNumber.MatchString(node.Value) {
 			return nil, "write it in plain decimal digits, such as " + s.Default
 		}
 	case KindBool:

@@ -16,6 +16,7 @@ type Kind string
 const (
 	KindText     Kind = "text"
 	KindInt      Kind = "whole number"
+	KindNumber   Kind = "number"
 	KindBool     Kind = "true or false"
 	KindDuration Kind = "duration"
 	KindList     Kind = "list of texts"
@@ -38,7 +39,7 @@ type Setting struct {
 
 // sections are the top-level keys of the file. A flag's first word is its
 // section, so the three names of a setting can be told from one another.
-var sections = []string{"log", "database", "mqtt", "nats", "mirror", "pipeline", "bridge", "http"}
+var sections = []string{"log", "database", "mqtt", "nats", "mirror", "pipeline", "bridge", "flags", "http"}
 
 // keyOf returns the YAML key of a flag: the section, "tls" as a section within
 // one, and the rest in snake case. A flag that is just a section's name switches
@@ -118,6 +119,8 @@ func kindOf(t reflect.Type) Kind {
 		return KindBool
 	case t.Kind() == reflect.Int:
 		return KindInt
+	case t.Kind() == reflect.Float64:
+		return KindNumber
 	case t.Kind() == reflect.Slice:
 		return KindList
 	}

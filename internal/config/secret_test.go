@@ -17,7 +17,7 @@ import (
 // searched for it.
 func TestSecretsAreNeverShown(t *testing.T) {
 	cleanEnvironment(t)
-	args := []string{"--mqtt-url=mqtt://user:hunter2@broker", "--nats-url=nats://hunter2@n,nats://a:hunter2@n,hunter2@:::", "--nats-url=%zz@hunter2"}
+	args := []string{"--mqtt-url=mqtt://user:hunter2@broker", "--nats-url=nats://hunter2@n,nats://a:hunter2@n,hunter2@:::", "--nats-url=%zz@hunter2", "--flags-provider=ofrep", "--flags-url=http://u:hunter2@flags"}
 	secrets := 0
 	for _, s := range config.Settings() {
 		if s.Secret {
@@ -25,7 +25,7 @@ func TestSecretsAreNeverShown(t *testing.T) {
 			args = append(args, "--"+s.Flag+"=hunter2 "+s.Flag)
 		}
 	}
-	if secrets != 4 {
+	if secrets != 5 {
 		t.Errorf("%d secret settings; are they all of type Secret?", secrets)
 	}
 	r, ctx := mustParse(t, args...)

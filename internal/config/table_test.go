@@ -35,7 +35,7 @@ func TestNamesFollowFromOneAnother(t *testing.T) {
 		if s.Key == "" || s.Env[0] != env {
 			t.Errorf("--%s: key %q, environment %q, want %q", s.Flag, s.Key, s.Env, env)
 		}
-		flag := strings.TrimSuffix(strings.NewReplacer(".", "-", "_", "-").Replace(s.Key), "-enabled")
+		flag := strings.NewReplacer(".", "-", "_", "-").Replace(strings.TrimSuffix(s.Key, ".enabled"))
 		if flag != s.Flag {
 			t.Errorf("--%s: key %q", s.Flag, s.Key)
 		}

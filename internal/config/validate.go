@@ -31,6 +31,7 @@ func (r *Run) Validate(options ...ValidateOption) error {
 	files := !slices.Contains(options, SkipFiles)
 	r.Database.validate(p, files)
 	r.Bridge.validate(p)
+	r.Flags.validate(p, files)
 	r.HTTP.validate(p)
 	r.validateSources(p)
 	if r.MQTT.Enabled || r.Mirror.Enabled {
@@ -222,6 +223,13 @@ func (p *problems) ranges(target any) {
 
 func (p *problems) inRange(flag string, value reflect.Value, tag string) {
 	low, high, _ := strings.Cut(tag, "..")
+	if value.Kind() == reflect.Float64 {
+		// Written so that NaN is out of range too.
+		if f := value.Float(); !(f >= float64(mustInt(low)) && f <= float64(mustInt(high))) {
+			p.add(flag, strconv.FormatFloat(f, 'g', -1, 64)+" is out of range", fmt.Sprintf("choose from %s to %s", low, high))
+		}
+		return
+	}
 	n, lowest, highest := value.Int(), int64(0), int64(0)
 	shown := strconv.FormatInt(n, 10)
 	if value.Type() == reflect.TypeFor[time.Duration]() {

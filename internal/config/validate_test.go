@@ -122,7 +122,7 @@ func TestRanges(t *testing.T) {
 	cleanEnvironment(t)
 	checked := 0
 	for _, s := range config.Settings() {
-		numeric := s.Kind == config.KindInt || s.Kind == config.KindDuration
+		numeric := s.Kind == config.KindInt || s.Kind == config.KindNumber || s.Kind == config.KindDuration
 		if numeric != (s.Range != "") {
 			t.Errorf("--%s is a %s with range %q", s.Flag, s.Kind, s.Range)
 		}

@@ -19,6 +19,7 @@ func (r *Run) Warnings() []string {
 	if r.NATS.Enabled {
 		r.NATS.warnings(w)
 	}
+	r.Flags.warnings(w)
 	r.throughputWarnings(w)
 	if r.Mirror.Enabled && r.MQTT.Group != "" && r.Mirror.Group == "" {
 		w.add("mirror-group", "is empty while --mqtt-group is set: with several instances every one mirrors every message",
@@ -30,7 +31,22 @@ func (r *Run) Warnings() []string {
 	if !r.Pipeline.RequireToken {
 		w.add("pipeline-require-token", "is off: whoever may publish for a device may write for it", "switch it on unless the broker authenticates every device")
 	}
+	r.certificateWarnings(w)
 	return w.list
+}
+
+func (r *Run) certificateWarnings(w *warnings) {
+	p := &r.Pipeline
+	switch {
+	case p.CertTrustTopic && !p.CertAuthEnabled:
+		w.add("pipeline-cert-trust-topic", "has no effect without --pipeline-cert-auth-enabled", "set both or neither")
+	case p.CertAuthEnabled && !p.CertTrustTopic && r.MQTT.Enabled && r.MQTT.UsernameProperty == "":
+		w.add("pipeline-cert-auth-enabled", "is on, but MQTT messages carry no user name: of one message the MQTT copy is quarantined where the JetStream copy would pass",
+			"have the broker tell it in a user property and set --mqtt-username-property, or, where the broker ties topics to certificates, set --pipeline-cert-trust-topic")
+	}
+	if p.AutoProvision && !p.RequireToken {
+		w.add("pipeline-auto-provision", "is on without --pipeline-require-token: whoever may publish for a tenant may write for devices that he invents", "switch tokens on unless the broker authenticates every device")
+	}
 }
 
 func (n *NATS) warnings(w *warnings) {

@@ -112,6 +112,9 @@ func (s *stack) environ(base []string) []string {
 		"CROSSFADE_BRIDGE_INSTANCE=demo",
 		"CROSSFADE_BRIDGE_FLAG_BEAT=1s",
 		"CROSSFADE_BRIDGE_SHUTDOWN_TIMEOUT=15s",
+		// A few devices send here what a fleet does elsewhere: any of Options.Rate.
+		"CROSSFADE_PIPELINE_RATE_LIMIT_RPS=100000",
+		"CROSSFADE_PIPELINE_RATE_LIMIT_BURST=100000",
 	)
 }
 

@@ -57,6 +57,19 @@ type Doc struct {
 	deepest int
 }
 
+// maxKept bounds the memory that a Doc keeps for the next document, in nodes, in
+// bytes of text and in members of its largest object: one huge document must not
+// weigh on all that come after it.
+const maxKept = 64 << 10
+
+// Forget lets go of the document, and of memory that only a huge one needs.
+func (d *Doc) Forget() {
+	d.src = nil
+	if cap(d.nodes) > maxKept || cap(d.arena) > maxKept || cap(d.order) > maxKept {
+		*d = Doc{}
+	}
+}
+
 // Parse reads exactly one JSON value of valid UTF-8, of any kind, with nothing
 // but white space around it. src must not change while the Doc is in use.
 func (d *Doc) Parse(src []byte) error {

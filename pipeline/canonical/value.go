@@ -138,12 +138,16 @@ func (d *Doc) text(i int32) string {
 }
 
 // Float returns a number's value as a double, and whether the value is a number.
-// Beyond the range of a double it is an infinity.
+// Beyond the range of a double it is an infinity. Minus zero is zero, as in the
+// canonical form: some serializers write it so, and both copies must say the same.
 func (v Value) Float() (float64, bool) {
 	if v.Kind() != KindNumber {
 		return 0, false
 	}
 	f, _ := strconv.ParseFloat(v.literal(), 64) // the grammar is checked; out of range gives ±Inf
+	if f == 0 {
+		f = 0
+	}
 	return f, true
 }
 

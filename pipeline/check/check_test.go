@@ -69,11 +69,11 @@ func (s sent) verdict() pipeline.Reason {
 	}
 	var m pipeline.Message
 	pipeline.NewDecoder(pipeline.DefaultMessageIDMember).Decode(&m, &d)
-	if reason, _ := check.Content(&m, &s.settings); reason != pipeline.Accepted {
-		return reason
+	in := check.Input{Message: &m, Device: s.device, Settings: &s.settings}
+	if v := check.Content(in); v.Reason != pipeline.Accepted {
+		return v.Reason
 	}
-	reason, _ := check.Registry(&m, s.device, &s.settings)
-	return reason
+	return check.Registry(in).Reason
 }
 
 // with returns a flaw that sets a member of the payload.
@@ -222,6 +222,13 @@ func TestVerdicts(t *testing.T) {
 		{"unregistered", func(s *sent) { s.device = nil }, pipeline.UnregisteredDevice},
 		{"unregistered, shadow", all(shadow, func(s *sent) { s.device = nil }), pipeline.UnregisteredDevice},
 		{"unregistered, ack", all(ack, func(s *sent) { s.device = nil }), pipeline.UnregisteredDevice},
+		{"no room", func(s *sent) { s.device = pipeline.NoRoom }, pipeline.NoSubscriptionCapacity},
+		{"no room, shadow", all(shadow, func(s *sent) { s.device = pipeline.NoRoom }), pipeline.UnregisteredDevice},
+		{"no room, ack", all(ack, func(s *sent) { s.device = pipeline.NoRoom }), pipeline.UnregisteredDevice},
+		{"subscription active", func(s *sent) { s.device.Subscription = "ACTIVE" }, pipeline.Accepted},
+		{"subscription of another word", func(s *sent) { s.device.Subscription = "TRIAL" }, pipeline.Accepted},
+		{"subscription suspended, shadow", all(shadow, func(s *sent) { s.device.Subscription = "SUSPENDED" }), pipeline.SubscriptionSuspended},
+		{"subscription expired, ack", all(ack, func(s *sent) { s.device.Subscription = "EXPIRED" }), pipeline.SubscriptionExpired},
 		{"revoked", func(s *sent) { s.device.Status = "REVOKED" }, pipeline.DeviceRevoked},
 		{"status empty", func(s *sent) { s.device.Status = "" }, pipeline.DeviceRevoked},
 		{"revoked, ack", all(ack, func(s *sent) { s.device.Status = "REVOKED" }), pipeline.DeviceRevoked},
@@ -273,6 +280,9 @@ func TestFirstFailingCheckWins(t *testing.T) {
 		{pipeline.TenantMismatchPayload, with("tenant_id", `"t2"`), ""},
 		{pipeline.MissingSiteID, without("site_id"), "site"},
 		{pipeline.UnregisteredDevice, func(s *sent) { s.device = nil }, "device"},
+		{pipeline.NoSubscriptionCapacity, func(s *sent) { s.device = pipeline.NoRoom }, "device"},
+		{pipeline.SubscriptionSuspended, func(s *sent) { s.device.Subscription = "SUSPENDED" }, "subscription"},
+		{pipeline.SubscriptionExpired, func(s *sent) { s.device.Subscription = "EXPIRED" }, "subscription"},
 		{pipeline.DeviceRevoked, func(s *sent) { s.device.Status = "REVOKED" }, "device"},
 		{pipeline.SiteMismatch, func(s *sent) { s.members["site_id"] = `"s2"` }, "site"},
 		{pipeline.TokenNotSet, func(s *sent) { s.device.TokenHash = "" }, "token"},

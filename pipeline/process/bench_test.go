@@ -31,6 +31,7 @@ func BenchmarkProcessor(b *testing.B) {
 	deliveries := benchDeliveries(devices, b.N)
 
 	o := process.DefaultOptions()
+	o.Settings.RateLimit = 1000
 	o.Logger, o.Registry = slog.New(slog.DiscardHandler), prometheus.NewRegistry()
 	p, err := process.New(s, o)
 	if err != nil {

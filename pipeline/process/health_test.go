@@ -20,7 +20,7 @@ func TestHealthIsNotClearedByAnotherWorker(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	stuck, fine := newWorker(p), newWorker(p)
+	stuck, fine := p.workers[0], p.workers[1]
 	failed, mended, done := make(chan struct{}, 100), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)

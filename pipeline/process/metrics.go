@@ -31,7 +31,7 @@ type pathMetrics struct {
 func newMetrics(reg prometheus.Registerer, queued func() float64) *metrics {
 	m := &metrics{
 		messages: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_messages_total",
-			Help: "Copies of messages by path and what became of them: written, quarantined, duplicate (its message was there already), ignored (downlink)."}, []string{"path", "outcome"}),
+			Help: "Copies of messages by path and what became of them: written, quarantined, duplicate (its message was there already), ignored (downlink, sentinels)."}, []string{"path", "outcome"}),
 		quarantined: prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_quarantined_total",
 			Help: "Messages in quarantine by reason."}, []string{"reason"}),
 		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "crossfade_commit_latency_seconds",

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"math"
 	"sync"
@@ -12,7 +13,6 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/crossfade-io/crossfade/internal/batchqueue"
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/check"
 	"github.com/crossfade-io/crossfade/pipeline/store"
@@ -26,7 +26,7 @@ type item struct {
 
 // Options of a Processor. DefaultOptions gives sensible ones.
 type Options struct {
-	// Settings are the checks' limits.
+	// Settings are the checks' limits; SetSettings changes them later.
 	Settings check.Settings
 	// IDMember is the payload member that holds a device's own message ID; empty for none.
 	IDMember string
@@ -34,11 +34,17 @@ type Options struct {
 	BatchSize int
 	// Linger is how long a batch that is not full waits for more.
 	Linger time.Duration
-	// Workers run batches side by side, 1 to 64. More than two gain nothing on one
-	// PostgreSQL with two cores.
+	// Workers run batches side by side, 1 to 64, each for devices of its own. More
+	// than two gain nothing on one PostgreSQL with two cores.
 	Workers int
-	// RegistryTTL is how long a device's registry entry is believed.
+	// RegistryTTL is how long a device's registry entry is believed, and a tenant's
+	// routes are, of which no change was told.
 	RegistryTTL time.Duration
+	// AutoProvision has devices registered that are not, by their telemetry.
+	AutoProvision bool
+	// Routes has messages matched with message_routes, and a row put into the outbox
+	// for each match. Without a publisher that empties it the outbox only grows.
+	Routes bool
 	// RecentIDs is how many committed IDs are remembered at least.
 	RecentIDs int
 	// Committed, if set, is told which messages are durable, before their receipts
@@ -56,7 +62,7 @@ func DefaultOptions() Options {
 		BatchSize:   2000,
 		Linger:      5 * time.Millisecond,
 		Workers:     2,
-		RegistryTTL: 5 * time.Second,
+		RegistryTTL: time.Minute,
 		RecentIDs:   200_000,
 	}
 }
@@ -71,7 +77,9 @@ func (o *Options) validate() error {
 	bound("BatchSize", o.BatchSize, 1, 10_000)
 	bound("Workers", o.Workers, 1, 64)
 	bound("RecentIDs", o.RecentIDs, 1, 100_000_000)
-	bound("Settings.MaxPayloadBytes", o.Settings.MaxPayloadBytes, 1, 64<<20)
+	if err := validSettings(&o.Settings); err != nil {
+		errs = append(errs, err)
+	}
 	if o.Linger < 0 || o.Linger > time.Second {
 		errs = append(errs, fmt.Errorf("option Linger is %v: choose 0 to 1s", o.Linger))
 	}
@@ -84,20 +92,35 @@ func (o *Options) validate() error {
 	return errors.Join(errs...)
 }
 
+func validSettings(s *check.Settings) error {
+	switch {
+	case s.MaxPayloadBytes < 1 || s.MaxPayloadBytes > 64<<20:
+		return fmt.Errorf("MaxPayloadBytes is %d: choose 1 to %d", s.MaxPayloadBytes, 64<<20)
+	case !(s.RateLimit >= 0 && s.RateLimit <= 1e6):
+		return fmt.Errorf("RateLimit is %g: choose 0 (no limit) to 1000000 messages a second", s.RateLimit)
+	case s.RateBurst < 1 || s.RateBurst > 1e6:
+		return fmt.Errorf("RateBurst is %d: choose 1 to 1000000 messages", s.RateBurst)
+	}
+	return nil
+}
+
 // Processor is the pipeline at work. Its methods may be called concurrently.
 type Processor struct {
 	options  Options
 	store    *store.Store
-	queue    *batchqueue.Queue[item]
+	workers  []*worker
+	current  atomic.Pointer[check.Settings]
+	held     held
+	seed     maphash.Seed
 	recent   *recent
 	registry *registry
+	routes   *routes
 	metrics  *metrics
 	log      *slog.Logger
 
 	inHand  atomic.Int64          // submitted and not settled
 	failing atomic.Int64          // workers that cannot write their batch,
 	trouble atomic.Pointer[error] // and why the last of them could not
-	stuck   atomic.Pointer[error] // why one message can't, while others may
 	ended   atomic.Bool           // Run has returned, or is about to
 }
 
@@ -112,27 +135,54 @@ func New(s *store.Store, o Options) (*Processor, error) {
 	p := &Processor{
 		options:  o,
 		store:    s,
-		queue:    batchqueue.New[item](),
 		recent:   newRecent(o.RecentIDs),
-		registry: newRegistry(o.RegistryTTL, s.Devices),
+		registry: newRegistry(o.RegistryTTL, s, o.AutoProvision, o.Logger),
+		routes:   newRoutes(min(o.RegistryTTL, deafTTL), o.Logger, s.Routes),
 		log:      o.Logger,
+		seed:     maphash.MakeSeed(),
 	}
-	p.metrics = newMetrics(o.Registry, func() float64 { return float64(p.queue.Len()) })
+	p.current.Store(&o.Settings)
+	p.held.wake = make(chan struct{}, 1)
+	for range o.Workers {
+		p.workers = append(p.workers, newWorker(p))
+	}
+	p.metrics = newMetrics(o.Registry, func() float64 { return float64(p.waiting()) })
 	return p, nil
 }
+
+func (p *Processor) waiting() int {
+	n := 0
+	for _, w := range p.workers {
+		n += w.queue.Len()
+	}
+	return n
+}
+
+// SetSettings changes the checks' limits, for messages that are not judged yet. It
+// refuses settings out of range and keeps the old ones.
+func (p *Processor) SetSettings(s check.Settings) error {
+	if err := validSettings(&s); err != nil {
+		return err
+	}
+	p.current.Store(&s)
+	return nil
+}
+
+// Settings are the checks' limits as they are now.
+func (p *Processor) Settings() check.Settings { return *p.current.Load() }
 
 // Submit hands a copy over to be processed and settled. It does not block. After
 // Run has ended the copy is released.
 func (p *Processor) Submit(d pipeline.Delivery) {
 	p.inHand.Add(1)
-	p.queue.Put(item{Delivery: d, at: time.Now()})
+	p.workerOf(&d).queue.Put(item{Delivery: d, at: time.Now()})
 	if p.ended.Load() {
 		p.releaseQueued()
 	}
 }
 
-// Recent reports whether the message is known to be durable. False means nothing:
-// ask the ledger.
+// Recent tells what this instance remembers of the copy's message. That it is not
+// known to be durable means nothing: ask the ledger.
 func (p *Processor) Recent(c *pipeline.Identity) bool { return p.recent.holds(c) }
 
 // InHand is the number of copies submitted and not settled.
@@ -143,26 +193,46 @@ func (p *Processor) Health() error {
 	if p.failing.Load() > 0 {
 		return *p.trouble.Load()
 	}
-	if e := p.stuck.Load(); e != nil {
-		return *e
-	}
-	return nil
+	return p.held.trouble()
 }
 
 // Run works until ctx ends, once. What is in hand then is released, to come again.
 func (p *Processor) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	for range p.options.Workers {
-		wg.Go(func() { newWorker(p).run(ctx) })
+	wg.Go(func() { p.retryHeld(ctx) })
+	for _, w := range p.workers {
+		wg.Go(func() { w.run(ctx) })
 	}
 	wg.Wait()
 	p.ended.Store(true)
 	p.releaseQueued()
+	p.held.releaseAll(p)
+}
+
+// workerOf gives all messages of a device to one worker: so they stay in order, and
+// workers do not wait for one another's locks.
+func (p *Processor) workerOf(d *pipeline.Delivery) *worker {
+	if len(p.workers) == 1 {
+		return p.workers[0]
+	}
+	hint := pipeline.TopicHint(d)
+	topic, ok := pipeline.ParseTopic(hint)
+	if !ok {
+		topic = pipeline.Topic{Tenant: hint}
+	}
+	return p.workers[deviceHash(p.seed, topic.Tenant, topic.Device)%uint64(len(p.workers))]
+}
+
+// deviceHash differs from process to process, so that nobody can aim at a value.
+func deviceHash(seed maphash.Seed, tenant, device string) uint64 {
+	return maphash.String(seed, tenant)*31 + maphash.String(seed, device)
 }
 
 func (p *Processor) releaseQueued() {
-	for _, it := range p.queue.Poll(nil, math.MaxInt) {
-		p.release(&it)
+	for _, w := range p.workers {
+		for _, it := range w.queue.Poll(nil, math.MaxInt) {
+			p.release(&it)
+		}
 	}
 }
 

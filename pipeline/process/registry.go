@@ -2,78 +2,279 @@ package process
 
 import (
 	"context"
-	"strings"
+	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
-// maxCachedDevices bounds the cache's memory (some 200 bytes a device).
-const maxCachedDevices = 1_000_000
+// Bounds of the caches' memory: some 300 bytes a device. Devices that are not
+// registered have a cache of their own, for topics are hostile input, and invented
+// names must not push out real devices.
+const (
+	maxCachedDevices = 1_000_000
+	maxCachedUnknown = 100_000
+)
 
-// registry caches what the device registry says, devices that it lacks included
-// (for a shorter time, since a device is often switched on just after it was
-// registered).
+// unknownTTL is how long a device is taken for unknown: it is often switched on
+// just after it was registered.
+const unknownTTL = time.Second
+
+// deafTTL is how long an entry is believed while changes may be missed.
+const deafTTL = 5 * time.Second
+
+// registry caches what the device registry says, and is told of what changes in it.
 type registry struct {
-	find       func(context.Context, []pipeline.DeviceKey) (map[pipeline.DeviceKey]pipeline.Device, error)
-	ttl        time.Duration
-	unknownTTL time.Duration
+	find      func(context.Context, []pipeline.DeviceKey) (map[pipeline.DeviceKey]pipeline.Device, error)
+	provision func(context.Context, []store.NewDevice) (noRoom []pipeline.DeviceKey, refused, err error) // nil: devices are not provisioned
+	log       *slog.Logger
 
 	mu      sync.RWMutex
-	devices map[pipeline.DeviceKey]cached
+	ttl     time.Duration // while changes are heard of
+	deaf    bool
+	known   *cache
+	unknown *cache               // nil, or pipeline.NoRoom
+	flights map[*flight]struct{} // look-ups on their way
+	refused time.Time            // when it was last logged that devices are refused
 }
 
-type cached struct {
-	device  *pipeline.Device // nil: not registered
-	expires time.Time
+// flight is what changed while a look-up was on its way: its answers on that are
+// good for the messages that it was made for, and not to be kept.
+type flight struct {
+	devices map[pipeline.DeviceKey]struct{}
+	tenants map[string]struct{}
+	all     bool
 }
 
-func newRegistry(ttl time.Duration, find func(context.Context, []pipeline.DeviceKey) (map[pipeline.DeviceKey]pipeline.Device, error)) *registry {
-	return &registry{find: find, ttl: ttl, unknownTTL: min(ttl, time.Second), devices: make(map[pipeline.DeviceKey]cached)}
+func (f *flight) spoiled(k pipeline.DeviceKey) bool {
+	if f.all {
+		return true
+	}
+	if _, ok := f.tenants[k.Tenant]; ok {
+		return true
+	}
+	_, ok := f.devices[k]
+	return ok
 }
 
-// cached returns what the cache has of a device, nil for one that is not
-// registered; ok is false where it has nothing.
-func (r *registry) cached(now time.Time, k pipeline.DeviceKey) (device *pipeline.Device, ok bool) {
+func newRegistry(ttl time.Duration, s *store.Store, provisions bool, log *slog.Logger) *registry {
+	r := &registry{find: s.Devices, ttl: ttl, deaf: true, log: log,
+		known: newCache(maxCachedDevices), unknown: newCache(maxCachedUnknown), flights: make(map[*flight]struct{})}
+	if provisions {
+		r.provision = s.Provision
+	}
+	return r
+}
+
+// wanted are devices that the cache could not tell of, each with the answer once
+// lookup has run.
+type wanted map[pipeline.DeviceKey]want
+
+type want struct {
+	// site is that of the first telemetry message, which may have the device
+	// provisioned; empty for none.
+	site   string
+	device *pipeline.Device
+}
+
+// add asks for a message's device.
+func (w wanted) add(m *pipeline.Message) {
+	key := keyOf(m)
+	e := w[key]
+	if e.site == "" {
+		e.site = siteToProvision(m)
+	}
+	w[key] = e
+}
+
+// of is the answer for a message.
+func (w wanted) of(m *pipeline.Message) *pipeline.Device { return w[keyOf(m)].device }
+
+func keyOf(m *pipeline.Message) pipeline.DeviceKey {
+	return pipeline.DeviceKey{Tenant: m.Tenant, Device: m.Device}
+}
+
+// siteToProvision is empty for messages that can't have a device provisioned.
+func siteToProvision(m *pipeline.Message) string {
+	if m.Kind != pipeline.KindTelemetry {
+		return ""
+	}
+	site, _ := m.Fields.SiteID.Text()
+	return site
+}
+
+// cached returns what the cache has of a message's device, nil for one that is not
+// registered; ok is false where it has nothing, and where telemetry may have the
+// device provisioned.
+func (r *registry) cached(now time.Time, m *pipeline.Message) (device *pipeline.Device, ok bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	c, ok := r.devices[k]
-	return c.device, ok && now.Before(c.expires)
+	return r.get(now, keyOf(m), siteToProvision(m))
 }
 
-// lookup fills found with every one of keys, asking the database once for all
-// that the cache lacks. The keys' memory may be reused afterwards.
-func (r *registry) lookup(ctx context.Context, now time.Time, keys map[pipeline.DeviceKey]*pipeline.Device) error {
-	var missing []pipeline.DeviceKey
-	r.mu.RLock()
-	for k := range keys {
-		if c, ok := r.devices[k]; ok && now.Before(c.expires) {
-			keys[k] = c.device
-		} else {
-			missing = append(missing, k)
-		}
+func (r *registry) get(now time.Time, k pipeline.DeviceKey, site string) (*pipeline.Device, bool) {
+	ttl := r.ttl
+	if r.deaf {
+		ttl = min(ttl, deafTTL)
 	}
-	r.mu.RUnlock()
+	if c, ok := r.known.get(k); ok && now.Sub(c.at) < ttl {
+		return c.device, true
+	}
+	c, ok := r.unknown.get(k)
+	if ok = ok && now.Sub(c.at) < min(ttl, unknownTTL); ok && c.device == nil && site != "" && r.provision != nil {
+		return nil, false // it was asked for by a message that does not provision
+	}
+	return c.device, ok
+}
+
+// lookup answers all that is wanted: one query for all that the cache lacks, and
+// where devices are provisioned and some are not registered, one transaction and
+// one query more. The keys' memory may be reused afterwards.
+func (r *registry) lookup(ctx context.Context, now time.Time, w wanted) error {
+	missing, f := r.depart(now, w)
+	defer r.land(f)
 	if len(missing) == 0 {
 		return nil
 	}
-	answer, err := r.find(ctx, missing)
+	found, err := r.find(ctx, missing)
+	if err != nil {
+		return err
+	}
+	full, err := r.register(ctx, w, missing, found)
 	if err != nil {
 		return err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if len(r.devices)+len(missing) > maxCachedDevices {
-		clear(r.devices)
-	}
 	for _, k := range missing {
-		c := cached{expires: now.Add(r.unknownTTL)}
-		if d, ok := answer[k]; ok {
-			c.device, c.expires = &d, now.Add(r.ttl)
+		c, in := cached{at: now}, r.unknown
+		if d, ok := found[k]; ok {
+			c.device, in = &d, r.known
+		} else if full[k] {
+			c.device = pipeline.NoRoom
 		}
-		keys[k] = c.device
-		r.devices[pipeline.DeviceKey{Tenant: strings.Clone(k.Tenant), Device: strings.Clone(k.Device)}] = c
+		w[k] = want{w[k].site, c.device}
+		if !f.spoiled(k) {
+			in.put(k, c)
+		}
 	}
 	return nil
+}
+
+// depart answers from the cache what somebody else has asked for meanwhile, and
+// begins to note what changes.
+func (r *registry) depart(now time.Time, w wanted) (missing []pipeline.DeviceKey, f *flight) {
+	f = &flight{devices: make(map[pipeline.DeviceKey]struct{}), tenants: make(map[string]struct{})}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.flights[f] = struct{}{}
+	for k, e := range w {
+		if device, ok := r.get(now, k, e.site); ok {
+			w[k] = want{e.site, device}
+		} else {
+			missing = append(missing, k)
+		}
+	}
+	return missing, f
+}
+
+func (r *registry) land(f *flight) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.flights, f)
+}
+
+// register has devices provisioned that are wanted and were not found, adds them to
+// found, and returns those for which there is no room.
+func (r *registry) register(ctx context.Context, w wanted, missing []pipeline.DeviceKey, found map[pipeline.DeviceKey]pipeline.Device) (full map[pipeline.DeviceKey]bool, err error) {
+	if r.provision == nil {
+		return nil, nil
+	}
+	var devices []store.NewDevice
+	var keys []pipeline.DeviceKey
+	for _, k := range missing {
+		if _, ok := found[k]; !ok && w[k].site != "" {
+			devices, keys = append(devices, store.NewDevice{DeviceKey: k, Site: w[k].site}), append(keys, k)
+		}
+	}
+	if len(devices) == 0 {
+		return nil, nil
+	}
+	noRoom, refused, err := r.provision(ctx, devices)
+	if err != nil {
+		return nil, err
+	}
+	r.noteRefused(refused)
+	registered, err := r.find(ctx, keys)
+	if err != nil {
+		return nil, err
+	}
+	for k, d := range registered {
+		found[k] = d
+	}
+	full = make(map[pipeline.DeviceKey]bool, len(noRoom))
+	for _, k := range noRoom {
+		full[k] = true
+	}
+	return full, nil
+}
+
+// noteRefused logs once a minute: whoever can publish can invent names.
+func (r *registry) noteRefused(refused error) {
+	if refused == nil {
+		return
+	}
+	r.mu.Lock()
+	silent := time.Since(r.refused) < time.Minute
+	if !silent {
+		r.refused = time.Now()
+	}
+	r.mu.Unlock()
+	if !silent {
+		r.log.Error("PostgreSQL refuses devices that are to be provisioned, and their messages are quarantined as UNREGISTERED_DEVICE: mend what device_registry demands (defaults for columns of your own), or switch --pipeline-auto-provision off", "error", refused)
+	}
+}
+
+// maxSpoiled bounds a flight's memory, however many changes come meanwhile.
+const maxSpoiled = 10_000
+
+func (r *registry) deviceChanged(k pipeline.DeviceKey) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known.drop(k)
+	r.unknown.drop(k)
+	for f := range r.flights {
+		f.devices[k] = struct{}{}
+		f.all = f.all || len(f.devices) > maxSpoiled
+	}
+}
+
+func (r *registry) tenantChanged(tenant string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known.dropTenant(tenant)
+	r.unknown.dropTenant(tenant)
+	for f := range r.flights {
+		f.tenants[tenant] = struct{}{}
+		f.all = f.all || len(f.tenants) > maxSpoiled
+	}
+}
+
+func (r *registry) everythingChanged() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known.clear()
+	r.unknown.clear()
+	for f := range r.flights {
+		f.all = true
+	}
+}
+
+// listening says whether changes are heard of from now on.
+func (r *registry) listening(yes bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.deaf = !yes
 }

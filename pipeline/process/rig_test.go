@@ -51,7 +51,7 @@ func newRig(t *testing.T, url string, change func(*process.Options)) *rig {
 	r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd1', 's1') ON CONFLICT DO NOTHING`)
 
 	o := process.DefaultOptions()
-	o.Settings.RequireToken = false
+	o.Settings.RequireToken, o.Settings.RateLimit = false, 0
 	o.Logger, o.Registry = slog.New(slog.DiscardHandler), r.registry
 	if change != nil {
 		change(&o)

@@ -3,10 +3,10 @@ package process
 import (
 	"context"
 	"errors"
-	"fmt"
 	"math/rand/v2"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/batchqueue"
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/check"
 	"github.com/crossfade-io/crossfade/pipeline/store"
@@ -18,25 +18,30 @@ const (
 	lastRetry  = 5 * time.Second
 )
 
-// worker runs one batch at a time in memory that it keeps.
+// worker runs one batch at a time, of the devices that are its own.
 type worker struct {
 	*Processor
+	queue    *batchqueue.Queue[item]
 	decoder  *pipeline.Decoder
+	limiter  *limiter
+	settings *check.Settings // of this batch
 	items    []item
 	messages []pipeline.Message
 	entries  []store.Entry
-	origin   []int                                   // the item of each entry
-	unjudged []int                                   // entries whose device is not in the cache,
-	devices  map[pipeline.DeviceKey]*pipeline.Device // and those devices
+	origin   []*item // of each entry
+	unjudged []int   // entries whose device is not in the cache,
+	devices  wanted  // and those devices
 	durable  []pipeline.Identity
 }
 
 func newWorker(p *Processor) *worker {
 	return &worker{
 		Processor: p,
+		queue:     batchqueue.New[item](),
 		decoder:   pipeline.NewDecoder(p.options.IDMember),
 		messages:  make([]pipeline.Message, p.options.BatchSize),
-		devices:   make(map[pipeline.DeviceKey]*pipeline.Device),
+		limiter:   newLimiter(maxLimited/p.options.Workers, p.seed),
+		devices:   make(wanted),
 	}
 }
 
@@ -49,6 +54,9 @@ func (w *worker) run(ctx context.Context) {
 		}
 		w.metrics.batch.Observe(float64(len(w.items)))
 		w.batch(ctx)
+		for i := range w.items {
+			w.messages[i].Forget()
+		}
 	}
 }
 
@@ -56,25 +64,31 @@ func (w *worker) run(ctx context.Context) {
 func (w *worker) batch(ctx context.Context) {
 	w.read()
 	if err := w.check(ctx); err != nil {
-		w.releaseAll()
+		w.releaseAll(w.origin)
+		return
+	}
+	if err := w.matchRoutes(ctx); err != nil {
+		w.releaseAll(w.origin)
 		return
 	}
 	w.write(ctx, w.entries, w.origin)
 }
 
-// read decodes the items, sets aside those that need no transaction (downlink
-// messages, and copies of what is known to be durable) and gives the others their
+// read decodes the items, sets aside those that need no transaction (downlink,
+// sentinels, and copies of what is known to be durable) and gives the others their
 // verdict at once, where the cache knows the device: what was just decoded is in
 // the CPU's cache too, and is not a batch later.
 func (w *worker) read() {
 	w.entries, w.origin, w.unjudged = w.entries[:0], w.origin[:0], w.unjudged[:0]
 	clear(w.devices)
 	now := time.Now()
+	w.settings = w.current.Load()
+	w.limiter.begin(now, w.settings)
 	for i := range w.items {
 		it, m := &w.items[i], &w.messages[i]
 		w.decoder.Decode(m, &it.Delivery)
 		switch {
-		case m.Kind == pipeline.KindDownlink:
+		case m.Kind.Ignored():
 			w.metrics.byPath[it.Path].ignored.Inc()
 			w.ack(it, now)
 		case w.recent.holds(&m.Identity):
@@ -82,7 +96,7 @@ func (w *worker) read() {
 			w.ack(it, now)
 		default:
 			w.entries = append(w.entries, store.Entry{Msg: m})
-			w.origin = append(w.origin, i)
+			w.origin = append(w.origin, it)
 			w.judge(len(w.entries)-1, now)
 		}
 	}
@@ -91,21 +105,22 @@ func (w *worker) read() {
 // judge gives an entry its verdict, or notes that its device must be asked for.
 func (w *worker) judge(i int, now time.Time) {
 	e := &w.entries[i]
-	if e.Reason, e.Detail = check.Content(e.Msg, &w.options.Settings); e.Reason != pipeline.Accepted {
+	v := check.Content(check.Input{Message: e.Msg, Settings: w.settings, Now: now})
+	if e.Reason, e.Detail, e.Metered = v.Reason, v.Detail, v.Metered; v.Reason != pipeline.Accepted {
 		return
 	}
-	key := pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}
-	if device, ok := w.registry.cached(now, key); ok {
-		w.checkRegistry(e, device)
+	if device, ok := w.registry.cached(now, e.Msg); ok {
+		w.checkRegistry(e, device, now)
 		return
 	}
-	w.devices[key] = nil
+	w.devices.add(e.Msg)
 	w.unjudged = append(w.unjudged, i)
 }
 
-func (w *worker) checkRegistry(e *store.Entry, device *pipeline.Device) {
+func (w *worker) checkRegistry(e *store.Entry, device *pipeline.Device, now time.Time) {
 	e.Device = device
-	e.Reason, e.Detail = check.Registry(e.Msg, device, &w.options.Settings)
+	v := check.Registry(check.Input{Message: e.Msg, Device: device, Settings: w.settings, Now: now})
+	e.Reason, e.Detail, e.Metered = v.Reason, v.Detail, v.Metered
 }
 
 // check gives the entries that are left their verdict. It returns an error only
@@ -117,27 +132,27 @@ func (w *worker) check(ctx context.Context) error {
 	if err := w.retry(ctx, func() error { return w.registry.lookup(ctx, time.Now(), w.devices) }); err != nil {
 		return err
 	}
+	now := time.Now()
 	for _, i := range w.unjudged {
 		e := &w.entries[i]
-		w.checkRegistry(e, w.devices[pipeline.DeviceKey{Tenant: e.Msg.Tenant, Device: e.Msg.Device}])
+		w.checkRegistry(e, w.devices.of(e.Msg), now)
 	}
 	return nil
 }
 
 // write commits entries and acknowledges their items. Where PostgreSQL refuses
 // the data it halves the batch until the culprit stands alone, and quarantines that.
-func (w *worker) write(ctx context.Context, entries []store.Entry, origin []int) {
+func (w *worker) write(ctx context.Context, entries []store.Entry, origin []*item) {
 	if len(entries) == 0 {
 		return
 	}
-	err := w.retry(ctx, func() error { return w.store.Commit(ctx, entries) })
+	err := w.retry(ctx, func() error { return w.store.CommitMetered(ctx, entries, w.limiter.charge) })
 	switch {
 	case err == nil:
+		w.limiter.refund(entries)
 		w.settle(entries, origin)
 	case !errors.Is(err, store.ErrData):
-		for _, i := range origin {
-			w.release(&w.items[i])
-		}
+		w.releaseAll(origin)
 	case len(entries) > 1:
 		half := len(entries) / 2
 		w.write(ctx, entries[:half], origin[:half])
@@ -150,7 +165,7 @@ func (w *worker) write(ctx context.Context, entries []store.Entry, origin []int)
 		entries[0].Detail += "; the row is shortened: " + store.Detail(err)
 		w.write(ctx, entries, origin)
 	default:
-		w.unquarantinable(ctx, entries, origin, err)
+		w.hold(entries[0], *origin[0], err)
 	}
 }
 
@@ -165,71 +180,60 @@ func refused(k pipeline.Kind) pipeline.Reason {
 	return pipeline.MetricValueInvalid
 }
 
-// unquarantinable holds a message whose very quarantine row is refused: giving it
-// up would lose it, so it is tried again until somebody mends the table.
-func (w *worker) unquarantinable(ctx context.Context, entries []store.Entry, origin []int, err error) {
-	defer w.stuck.Store(nil)
-	for {
-		w.log.Error("PostgreSQL refuses a quarantine row; the message is held until it takes it: look for constraints or triggers on quarantine_events",
-			"message_id", entries[0].Msg.ID.String(), "tenant", entries[0].Msg.Tenant, "reason", entries[0].Reason, "error", err)
-		held := fmt.Errorf("a message can be neither written nor quarantined; mend the constraints or triggers of quarantine_events: %w", err)
-		w.stuck.Store(&held)
-		wait(ctx, lastRetry)
-		err = w.retry(ctx, func() error { return w.store.Commit(ctx, entries) })
-		switch {
-		case err == nil:
-			w.settle(entries, origin)
-			return
-		case !errors.Is(err, store.ErrData):
-			w.release(&w.items[origin[0]])
-			return
-		}
-	}
+// settle tells what is durable now, and acknowledges it. An anonymous or explicit
+// copy that was not fresh is not told: the ledger holds when the first copy
+// occurred and what it said, and judging later ones by this one would stretch the
+// window, or take the wrong content for the one that counted.
+func (w *worker) settle(entries []store.Entry, origin []*item) {
+	w.durable = w.finish(w.durable[:0], entries, origin)
 }
 
-// settle tells what is durable now, and acknowledges it. An anonymous copy that
-// was not fresh is not told: the ledger holds when the first copy occurred, and
-// judging later ones by this one would stretch the window.
-func (w *worker) settle(entries []store.Entry, origin []int) {
-	w.durable = w.durable[:0]
+// finish appends to durable what is durable now.
+func (p *Processor) finish(durable []pipeline.Identity, entries []store.Entry, origin []*item) []pipeline.Identity {
 	for i := range entries {
-		if e := &entries[i]; e.Fresh || !e.Msg.Anonymous {
-			w.durable = append(w.durable, e.Msg.Identity)
+		if e := &entries[i]; e.Fresh || !e.Msg.Anonymous && !e.Msg.Explicit {
+			durable = append(durable, e.Msg.Identity)
 		}
 	}
-	w.recent.add(w.durable)
-	w.options.Committed(w.durable)
+	p.recent.add(durable)
+	p.options.Committed(durable)
 	now := time.Now()
 	for i := range entries {
-		e, it := &entries[i], &w.items[origin[i]]
-		p := &w.metrics.byPath[it.Path]
+		e, it := &entries[i], origin[i]
+		m := &p.metrics.byPath[it.Path]
 		switch {
 		case !e.Fresh:
-			p.duplicate.Inc()
+			m.duplicate.Inc()
 		case e.Reason != pipeline.Accepted:
-			p.quarantined.Inc()
-			w.metrics.quarantined.WithLabelValues(string(e.Reason)).Inc()
+			m.quarantined.Inc()
+			p.metrics.quarantined.WithLabelValues(string(e.Reason)).Inc()
 		default:
-			p.written.Inc()
+			m.written.Inc()
 		}
-		w.ack(it, now)
+		p.ack(it, now)
+	}
+	return durable
+}
+
+func (w *worker) releaseAll(items []*item) {
+	for _, it := range items {
+		w.release(it)
 	}
 }
 
-func (w *worker) releaseAll() {
-	for _, i := range w.origin {
-		w.release(&w.items[i])
-	}
+// retry is Processor.retry with a word on the batch.
+func (w *worker) retry(ctx context.Context, f func() error) error {
+	return w.Processor.retry(ctx, len(w.items), f)
 }
 
 // retry runs f until it succeeds, PostgreSQL refuses the data, or ctx ends. All
 // other trouble holds what is in hand: no delivery is given back and none is
 // acknowledged, and Health says why.
-func (w *worker) retry(ctx context.Context, f func() error) error {
+func (p *Processor) retry(ctx context.Context, messages int, f func() error) error {
 	delay, failing := firstRetry, false
 	defer func() {
 		if failing {
-			w.failing.Add(-1)
+			p.failing.Add(-1)
 		}
 	}()
 	for {
@@ -240,12 +244,12 @@ func (w *worker) retry(ctx context.Context, f func() error) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		w.metrics.retries.Inc()
-		w.trouble.Store(&err)
+		p.metrics.retries.Inc()
+		p.trouble.Store(&err)
 		if !failing {
 			failing = true
-			w.failing.Add(1)
-			w.log.Warn("a batch cannot be written and is held; trying again until it can", "messages", len(w.items), "error", err)
+			p.failing.Add(1)
+			p.log.Warn("a batch cannot be written and is held; trying again until it can", "messages", messages, "error", err)
 		}
 		wait(ctx, delay/2+rand.N(delay/2+1))
 		delay = min(2*delay, lastRetry)

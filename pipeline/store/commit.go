@@ -7,6 +7,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/route"
 )
 
 // Entry is one message with the verdict of the checks.
@@ -18,14 +19,31 @@ type Entry struct {
 	// Device is the registry's entry; nil where there is none or no check got so far
 	// as to ask. A message to be written always has one.
 	Device *pipeline.Device
+	// Routes are those that the message matches: each gets a row in the outbox.
+	Routes []*route.Route
 	// Bare asks for the shortest possible quarantine row, for a table that refuses
 	// the full one: see bareText.
 	Bare bool
+	// Metered entries are charged to their device's rate limit if they take effect;
+	// Rate is what came of it.
+	Metered bool
+	Rate    Rate
 
 	// Fresh is set by Commit: this copy took effect. Otherwise the message was
 	// there already and this copy changed nothing.
 	Fresh bool
 }
+
+// Rate is what the rate limit says of an entry. Once given it stays, however often
+// the batch is run again: a message is charged once.
+type Rate uint8
+
+// An entry is not charged before its first transaction finds it to be new.
+const (
+	RateOpen Rate = iota
+	RateCharged
+	RateLimited
+)
 
 func (e *Entry) outcome() outcome {
 	if e.Reason != pipeline.Accepted {
@@ -42,6 +60,13 @@ func (e *Entry) outcome() outcome {
 // ErrUnavailable the transaction may have been committed all the same, which the
 // ledger will show when the batch is run again.
 func (s *Store) Commit(ctx context.Context, entries []Entry) error {
+	return s.CommitMetered(ctx, entries, nil)
+}
+
+// CommitMetered is Commit under a rate limit. charge is called, unless it is nil,
+// for every entry that takes effect, is Metered and has its Rate open, in order of
+// arrival; it sets Rate, and Reason where the entry is to go to quarantine.
+func (s *Store) CommitMetered(ctx context.Context, entries []Entry, charge func(*Entry)) error {
 	order := make([]*Entry, len(entries))
 	for i := range entries {
 		entries[i].Fresh = false
@@ -58,6 +83,9 @@ func (s *Store) Commit(ctx context.Context, entries []Entry) error {
 	defer rollback(tx)
 	if err := claim(ctx, tx, order); err != nil {
 		return translate("insert into the ledger", err)
+	}
+	if err := meter(ctx, tx, entries, charge); err != nil {
+		return translate("correct the ledger", err)
 	}
 	if err := s.writeEffects(ctx, tx, entries); err != nil {
 		return err
@@ -82,10 +110,7 @@ func (s *Store) writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) er
 			telemetry = append(telemetry, e)
 		}
 	}
-	var devices []*Entry
-	if s.deviceEffects {
-		devices = lockedWith(telemetry, shadows)
-	}
+	devices := lockedWith(telemetry, shadows)
 	for _, step := range []struct {
 		name    string
 		entries []*Entry
@@ -93,6 +118,7 @@ func (s *Store) writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) er
 	}{
 		{"copy into telemetry", telemetry, writeTelemetry},
 		{"write devices", devices, writeDevices},
+		{"copy into crossfade_outbox", telemetry, writeOutbox}, // under the devices' locks, which keep their messages in order
 		{"update device_state", shadows, writeShadows},
 		{"update device_commands", acks, writeAcks},
 		{"insert into quarantine_events", quarantined, writeQuarantine},

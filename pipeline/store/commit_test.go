@@ -63,7 +63,6 @@ func newStoreTest(t *testing.T) storeTest {
 func openStoreTest(t *testing.T, url string) storeTest {
 	t.Helper()
 	c := store.DefaultConfig(url)
-	c.DeviceEffects = true
 	c.MaxConns = 12
 	s, err := store.Open(t.Context(), c)
 	if err != nil {

@@ -11,9 +11,9 @@
 //	  lock and look up anonymous messages       (only when the batch has some)
 //	  INSERT INTO crossfade_ledger … ON CONFLICT DO NOTHING RETURNING message_id
 //	  COPY telemetry                            (written telemetry)
-//	  upsert device_state                       (with DeviceEffects: locks the devices, shadow reports' too)
-//	  update and insert device_sensors          (with DeviceEffects)
-//	  update device_registry                    (with DeviceEffects: location)
+//	  upsert device_state                       (locks the devices, shadow reports' too)
+//	  update and insert device_sensors
+//	  update device_registry                    (location)
 //	  upsert device_state, update device_commands  (shadow reports, acks)
 //	  INSERT quarantine_events, count them      (quarantined)
 //	  NOTIFY telemetry_inserted

@@ -84,7 +84,6 @@ func TestUnavailable(tt *testing.T) {
 	}
 	migrate(tt, url)
 	c := store.DefaultConfig(url)
-	c.DeviceEffects = true
 	c.LockTimeout = 50 * time.Millisecond
 	s, err := store.Open(tt.Context(), c)
 	if err != nil {

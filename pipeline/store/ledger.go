@@ -65,6 +65,32 @@ SELECT i.id
                       WHERE l.message_id = i.id
                         AND l.xmin = pg_current_xact_id()::xid AND l.committed_at = now()) AS own`
 
+// correctLedger follows entries whose outcome changed after they were claimed.
+const correctLedger = `UPDATE crossfade_ledger SET outcome = $2 WHERE message_id = ANY($1::uuid[])`
+
+// meter charges the fresh entries. The ledger has those over the limit as written.
+func meter(ctx context.Context, tx pgx.Tx, entries []Entry, charge func(*Entry)) error {
+	if charge == nil {
+		return nil
+	}
+	var limited [][16]byte
+	for i := range entries {
+		e := &entries[i]
+		if !e.Fresh || !e.Metered || e.Rate != RateOpen {
+			continue
+		}
+		before := e.outcome()
+		if charge(e); e.outcome() != before {
+			limited = append(limited, e.Msg.ID)
+		}
+	}
+	if len(limited) == 0 {
+		return nil
+	}
+	_, err := tx.Exec(ctx, correctLedger, limited, int16(outcomeQuarantined))
+	return err
+}
+
 // Known tells, for each copy, whether the ledger has its message.
 func (s *Store) Known(ctx context.Context, copies []pipeline.Identity) ([]bool, error) {
 	known := make([]bool, len(copies))

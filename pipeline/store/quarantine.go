@@ -110,10 +110,14 @@ func count(ctx context.Context, tx pgx.Tx, counts map[[2]string]int64) error {
 	return err
 }
 
+// maxPayload bounds, in bytes, the payloads that are kept as jsonb, too: PostgreSQL
+// takes ten seconds and more over one of 100 MB, for which the next messages wait.
+const maxPayload = 8 << 20
+
 // storablePayload is the payload as jsonb where it can be held; the raw bytes are
 // kept beside it in any case.
 func storablePayload(m *pipeline.Message) *string {
-	if m.Payload.IsNull() || m.Payload.DeeperThan(pipeline.MaxDepth) {
+	if m.Payload.IsNull() || m.Size > maxPayload || m.Payload.DeeperThan(pipeline.MaxDepth) {
 		return nil
 	}
 	b, ok := m.Payload.AppendStorable(nil)

@@ -9,15 +9,28 @@ import (
 )
 
 // visitMetrics walks the metrics of a message under the names that they are stored
-// by. Of duplicate members it may visit several, the one that counts last.
+// by. Of duplicate members it may visit several, the one that counts last; where
+// that may be a null, which visitors skip, it visits none but those that count.
 func visitMetrics(e *Entry, visit func(key string, v canonical.Value)) {
-	if !renames(e) {
-		e.Msg.Fields.Metrics.Each(visit)
-		return
+	metrics := e.Msg.Fields.Metrics
+	switch {
+	case renames(e):
+		for _, m := range renamed(e) {
+			visit(m.key, m.value)
+		}
+	case hasNull(metrics):
+		for key, v := range metrics.Members() {
+			visit(key, v)
+		}
+	default:
+		metrics.Each(visit)
 	}
-	for _, m := range renamed(e) {
-		visit(m.key, m.value)
-	}
+}
+
+func hasNull(metrics canonical.Value) bool {
+	found := false
+	metrics.Each(func(_ string, v canonical.Value) { found = found || v.IsNull() })
+	return found
 }
 
 // renames reports whether the device's modules rename metrics of this message.

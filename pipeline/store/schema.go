@@ -97,6 +97,10 @@ var writtenTables = []tableSpec{
 		{"message_id", asUUID, false}, {"path", asSmall, false}, {"outcome", asSmall, false},
 		{"digest", asBigint, true}, {"occurred_at", asTime, true}, {"committed_at", asTime, false},
 	}},
+	{name: "crossfade_outbox", columns: []columnSpec{
+		{"lane", asSmall, false}, {"tenant_id", asText, false}, {"device_id", asText, false}, {"route_id", asText, false},
+		{"message_id", asUUID, false}, {"body", asBytes, false},
+	}},
 }
 
 // updatedTables are tables in which ingest changes rows that others insert: columns

@@ -47,6 +47,7 @@ func TestSensorsMoveForward(tt *testing.T) {
 		{"in a batch", [][]store.Entry{{at(1, "1"), at(3, "3"), at(2, "2")}}, "3 | - | 3"},
 		{"equally late in a batch: the last", [][]store.Entry{{at(1, "1"), at(1, "3"), at(1, "2")}}, "2 | - | 1"},
 		{"duplicate members: the last", [][]store.Entry{{at(1, `1,"a":2`)}}, "2 | - | 1"},
+		{"duplicate members: the last, which is null", [][]store.Entry{{at(1, "1")}, {at(2, `5,"a":null`)}}, "1 | - | 1"},
 		{"another type", [][]store.Entry{{at(1, "1")}, {at(2, `"x"`)}}, "- | x | 2"},
 		{"null is no value", [][]store.Entry{{at(1, "1")}, {at(2, "null")}}, "1 | - | 1"},
 		{"not fresh", [][]store.Entry{{at(1, "1")}, {at(2, "2")}, {at(1, "1")}}, "2 | - | 2"},

@@ -22,9 +22,6 @@ type Config struct {
 	// loser of a race for an ID waits for the winner's transaction, and a stuck one
 	// must not stall the other path for ever.
 	StatementTimeout, LockTimeout time.Duration
-	// DeviceEffects has telemetry update device_state, device_sensors and the
-	// device's location too, in the same transaction.
-	DeviceEffects bool
 }
 
 // DefaultConfig returns the configuration for a URL.
@@ -34,8 +31,7 @@ func DefaultConfig(url string) Config {
 
 // Store is safe for concurrent use.
 type Store struct {
-	pool          *pgxpool.Pool
-	deviceEffects bool
+	pool *pgxpool.Pool
 }
 
 // Open prepares a pool of connections; it does not connect yet.
@@ -44,7 +40,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{pool: pool, deviceEffects: c.DeviceEffects}, nil
+	return &Store{pool: pool}, nil
 }
 
 // NewPool returns a pool whose sessions have c's time-outs and the given
