@@ -45,15 +45,16 @@ var (
 )
 
 type cli struct {
-	Run     runCommand     `cmd:"" help:"Run an instance: take messages in from MQTT and JetStream, write them to PostgreSQL."`
-	Demo    demoCommand    `cmd:"" help:"Show it all on private servers with simulated devices, and prove that nothing was lost or doubled."`
-	Migrate migrateCommand `cmd:"" help:"Bring the database's tables up to date, or adopt a database that has them."`
-	Status  statusCommand  `cmd:"" help:"Show every tenant's wished and actual stage, and the instances."`
-	Flip    flipCommand    `cmd:"" help:"Wish a stage for tenants: jetstream to move them, mqtt to bring them back."`
-	Config  configCommand  `cmd:"" help:"Look at the configuration without starting."`
-	Health  healthCommand  `cmd:"" help:"Ask the instance on this host whether it is ready."`
-	Bench   benchCommand   `cmd:"" help:"Measure how fast a JetStream backlog reaches PostgreSQL, against what the parts can do alone."`
-	Version versionCommand `cmd:"" help:"Print the version."`
+	Run        runCommand        `cmd:"" help:"Run an instance: take messages in from MQTT and JetStream, write them to PostgreSQL."`
+	Demo       demoCommand       `cmd:"" help:"Show it all on private servers with simulated devices, and prove that nothing was lost or doubled."`
+	Migrate    migrateCommand    `cmd:"" help:"Bring the database's tables up to date, or adopt a database that has them."`
+	Status     statusCommand     `cmd:"" help:"Show every tenant's wished and actual stage, and the instances."`
+	Flip       flipCommand       `cmd:"" help:"Wish a stage for tenants: jetstream to move them, mqtt to bring them back."`
+	Config     configCommand     `cmd:"" help:"Look at the configuration without starting."`
+	Quarantine quarantineCommand `cmd:"" help:"Look at quarantined messages, replay or delete them."`
+	Health     healthCommand     `cmd:"" help:"Ask the instance on this host whether it is ready."`
+	Bench      benchCommand      `cmd:"" help:"Measure how fast a JetStream backlog reaches PostgreSQL, against what the parts can do alone."`
+	Version    versionCommand    `cmd:"" help:"Print the version."`
 }
 
 const description = `Crossfade moves an IoT platform's ingest from an MQTT subscription to NATS JetStream, one tenant at a time, with the way back always open. No message is lost or takes effect twice.

@@ -162,7 +162,7 @@ func (w *worker) write(ctx context.Context, entries []store.Entry, origin []*ite
 		w.write(ctx, entries, origin)
 	case !entries[0].Bare:
 		entries[0].Bare = true
-		entries[0].Detail += "; the row is shortened: " + store.Detail(err)
+		entries[0].Detail += store.Shortened + store.Detail(err)
 		w.write(ctx, entries, origin)
 	default:
 		w.hold(entries[0], *origin[0], err)
