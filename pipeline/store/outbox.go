@@ -105,14 +105,14 @@ type Parked struct {
 
 const deletePublished = `
 DELETE FROM crossfade_outbox AS o
- USING unnest($1::int2[], $2::int8[]) AS p(lane, id)
- WHERE o.lane = p.lane AND o.id = p.id`
+ USING unnest($1::int2[], $2::text[], $3::text[], $4::int8[]) AS p(lane, tenant_id, device_id, id)
+ WHERE o.lane = p.lane AND o.tenant_id = p.tenant_id AND o.device_id = p.device_id AND o.id = p.id`
 
 const parkRows = `
 WITH gone AS (
     DELETE FROM crossfade_outbox AS o
-     USING unnest($1::int2[], $2::int8[], $3::text[]) AS p(lane, id, reason)
-     WHERE o.lane = p.lane AND o.id = p.id
+     USING unnest($1::int2[], $2::text[], $3::text[], $4::int8[], $5::text[]) AS p(lane, tenant_id, device_id, id, reason)
+     WHERE o.lane = p.lane AND o.tenant_id = p.tenant_id AND o.device_id = p.device_id AND o.id = p.id
     RETURNING o.*, p.reason
 )
 INSERT INTO crossfade_outbox_parked (id, tenant_id, device_id, route_id, message_id, body, lane, created_at, reason)
@@ -121,29 +121,30 @@ SELECT id, tenant_id, device_id, route_id, message_id, body, lane, created_at, r
 
 // SettleOutbox deletes rows whose publication the server has confirmed and parks
 // those that it refuses for good, all in one transaction. It may be repeated, and
-// rows that are gone are no error. Only published rows' ID and Lane are looked at.
+// rows that are gone are no error. Of published rows ID, Lane, Tenant and Device are
+// looked at.
 func (s *Store) SettleOutbox(ctx context.Context, published []OutboxRow, parked []Parked) error {
 	if len(published)+len(parked) == 0 {
 		return nil
 	}
 	err := pgx.BeginFunc(ctx, s.pool, func(tx pgx.Tx) error {
-		var lanes []int16
-		var ids []int64
+		var keys outboxKeys
 		var reasons []string
 		for i := range parked {
-			lanes, ids, reasons = append(lanes, parked[i].Lane), append(ids, parked[i].ID), append(reasons, parked[i].Reason)
+			keys.add(&parked[i].OutboxRow)
+			reasons = append(reasons, parked[i].Reason)
 		}
-		if len(ids) > 0 {
-			if _, err := tx.Exec(ctx, parkRows, lanes, ids, reasons); err != nil {
+		if len(parked) > 0 {
+			if _, err := tx.Exec(ctx, parkRows, append(keys.arguments(), reasons)...); err != nil {
 				return fmt.Errorf("park rows: %w", err)
 			}
 		}
-		lanes, ids = lanes[:0], ids[:0]
+		keys = outboxKeys{}
 		for i := range published {
-			lanes, ids = append(lanes, published[i].Lane), append(ids, published[i].ID)
+			keys.add(&published[i])
 		}
-		if len(ids) > 0 {
-			if _, err := tx.Exec(ctx, deletePublished, lanes, ids); err != nil {
+		if len(published) > 0 {
+			if _, err := tx.Exec(ctx, deletePublished, keys.arguments()...); err != nil {
 				return fmt.Errorf("delete published rows: %w", err)
 			}
 		}
@@ -152,22 +153,37 @@ func (s *Store) SettleOutbox(ctx context.Context, published []OutboxRow, parked 
 	return translate("settle crossfade_outbox", err)
 }
 
+// outboxKeys are the primary keys of rows, column by column.
+type outboxKeys struct {
+	lanes            []int16
+	tenants, devices []string
+	ids              []int64
+}
+
+func (k *outboxKeys) add(r *OutboxRow) {
+	k.lanes, k.tenants, k.devices, k.ids = append(k.lanes, r.Lane), append(k.tenants, r.Tenant), append(k.devices, r.Device), append(k.ids, r.ID)
+}
+
+// arguments are for a statement that is planned anew each time: a plan that was made
+// while the table was small would read all of it once it is large.
+func (k *outboxKeys) arguments() []any {
+	return []any{pgx.QueryExecModeCacheDescribe, k.lanes, k.tenants, k.devices, k.ids}
+}
+
 // OutboxBacklog is how much waits to be published.
 type OutboxBacklog struct {
 	// Rows is exact up to 100,000; beyond that it is PostgreSQL's estimate.
 	Rows int64
 	// Parked is exact up to 100,000 and stays there.
 	Parked int64
-	// Oldest is how long the row that is first in its lane has waited; zero for none.
+	// Oldest is how long the oldest row has waited; zero for none.
 	Oldest time.Duration
 }
 
 const findBacklog = `
 SELECT CASE WHEN c.n > 100000 THEN greatest(c.n, pg_stat_get_live_tuples('crossfade_outbox'::regclass)) ELSE c.n END,
        (SELECT count(*) FROM (SELECT FROM crossfade_outbox_parked LIMIT 100000) AS p),
-       coalesce((SELECT extract(epoch FROM max(greatest(clock_timestamp() - h.created_at, '0')))
-                   FROM generate_series(0, 63) AS l(lane)
-                  CROSS JOIN LATERAL (SELECT created_at FROM crossfade_outbox WHERE lane = l.lane ORDER BY id LIMIT 1) AS h), 0)::float8
+       coalesce(extract(epoch FROM greatest(clock_timestamp() - (SELECT min(created_at) FROM crossfade_outbox), '0')), 0)::float8
   FROM (SELECT count(*) AS n FROM (SELECT FROM crossfade_outbox LIMIT 100001) AS o) AS c`
 
 // OutboxBacklog looks at the outbox of all instances.
@@ -182,11 +198,19 @@ func (s *Store) OutboxBacklog(ctx context.Context) (OutboxBacklog, error) {
 // ParkedRetention is how long parked rows are kept.
 const ParkedRetention = 7 * 24 * time.Hour
 
-// PruneParked deletes what was parked longer than ParkedRetention ago, some at a time.
+// pruneAtOnce is how many parked rows one transaction deletes.
+const pruneAtOnce = 5000
+
+// PruneParked deletes what was parked longer than ParkedRetention ago.
 func (s *Store) PruneParked(ctx context.Context) error {
-	_, err := s.pool.Exec(ctx, `
+	for {
+		tag, err := s.pool.Exec(ctx, `
 DELETE FROM crossfade_outbox_parked
- WHERE id IN (SELECT id FROM crossfade_outbox_parked WHERE parked_at < now() - make_interval(secs => $1) ORDER BY parked_at LIMIT 5000)`,
-		ParkedRetention.Seconds())
-	return translate("prune crossfade_outbox_parked", err)
+ WHERE id IN (SELECT id FROM crossfade_outbox_parked WHERE parked_at < now() - make_interval(secs => $1) ORDER BY parked_at LIMIT $2)`,
+			ParkedRetention.Seconds(), pruneAtOnce)
+		// Where instances are at it together each meets rows that another has deleted.
+		if err != nil || tag.RowsAffected() == 0 {
+			return translate("prune crossfade_outbox_parked", err)
+		}
+	}
 }

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-
 	"fmt"
 	"slices"
 	"time"
@@ -21,15 +20,19 @@ const (
 	outboxMemberClass = 0x78666f6d // "xfom"
 )
 
-// What a publisher's session is told of its peer: it holds lanes that nobody else
-// can publish while it lives, so it must not outlive a machine that is gone. It is
-// never idle for longer than a publisher's turn.
+// The settings of a publisher's session. It holds lanes that nobody else can publish
+// while it lives, so it must not outlive a machine that is gone. It is never idle for
+// longer than a publisher's turn.
 var outboxSession = map[string]string{
 	"tcp_keepalives_idle":     "10",
 	"tcp_keepalives_interval": "5",
 	"tcp_keepalives_count":    "3",
 	"tcp_user_timeout":        "25000",
 	"idle_session_timeout":    "60000",
+	// The table is empty at one turn and large at another: a plan for both reads all of it.
+	"plan_cache_mode": "force_custom_plan",
+	// Compiling the statement would take a hundred times as long as it runs.
+	"jit": "off",
 }
 
 // Lanes is one publisher's hold on a share of the outbox, on a connection of its
@@ -39,6 +42,7 @@ var outboxSession = map[string]string{
 type Lanes struct {
 	conn    *pgx.Conn
 	held    []int16 // sorted
+	places  places  // where the next Read goes on
 	noticed bool    // a notification came since the last Read began
 }
 
@@ -50,7 +54,7 @@ func (s *Store) OpenLanes(ctx context.Context) (*Lanes, error) {
 	for name, value := range outboxSession {
 		config.RuntimeParams[name] = value
 	}
-	l := new(Lanes)
+	l := &Lanes{places: newPlaces()}
 	// pgx would collect them in memory for as long as nobody waits for one.
 	config.OnNotification = func(*pgconn.PgConn, *pgconn.Notification) { l.noticed = true }
 	conn, err := pgx.ConnectConfig(ctx, config)
@@ -126,43 +130,6 @@ func (l *Lanes) Balance(ctx context.Context) error {
 	l.held = append(l.held, taken...)
 	slices.Sort(l.held)
 	return nil
-}
-
-// readOutbox reads the beginning of each lane. Sizes are summed up without reading
-// the bodies that are left out.
-const readOutbox = `
-SELECT o.id, l.lane, o.tenant_id, o.device_id, o.route_id, o.message_id, o.body
-  FROM unnest($1::int2[]) AS l(lane)
- CROSS JOIN LATERAL (
-       SELECT h.*, sum(octet_length(h.body)) OVER (ORDER BY h.id ROWS UNBOUNDED PRECEDING) - octet_length(h.body) AS before
-         FROM (SELECT id, tenant_id, device_id, route_id, message_id, body
-                 FROM crossfade_outbox
-                WHERE lane = l.lane AND tenant_id <> ALL($4)
-                ORDER BY id
-                LIMIT $2) AS h) AS o
- WHERE o.before < $3
- ORDER BY o.id`
-
-// Read returns the first rows of the lanes held, in the order of their IDs: at most
-// perLane rows of each, and about maxBytes of bodies in all (a lane gives one row
-// whatever its size). It leaves out the rows of the tenants in except.
-func (l *Lanes) Read(ctx context.Context, perLane, maxBytes int, except []string) ([]OutboxRow, error) {
-	l.noticed = false
-	if len(l.held) == 0 {
-		return nil, nil
-	}
-	if except == nil {
-		except = []string{}
-	}
-	rows, err := l.conn.Query(ctx, readOutbox, l.held, perLane, max(maxBytes/len(l.held), 1), except)
-	if err != nil {
-		return nil, translate("read crossfade_outbox", err)
-	}
-	found, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (r OutboxRow, err error) {
-		err = row.Scan(&r.ID, &r.Lane, &r.Tenant, &r.Device, &r.RouteID, (*[16]byte)(&r.MessageID), &r.Body)
-		return r, err
-	})
-	return found, translate("read crossfade_outbox", err)
 }
 
 // linger is how long notifications are gathered: a busy installation sends one for

@@ -157,6 +157,8 @@ func TestSettleOutbox(tt *testing.T) {
 	t.must(t.PruneParked(t.Context()))
 	t.wantCount(1, `SELECT count(*) FROM crossfade_outbox_parked`)
 	t.exec(`UPDATE crossfade_outbox_parked SET parked_at = now() - interval '8 days'`)
+	t.exec(`INSERT INTO crossfade_outbox_parked (id, tenant_id, device_id, route_id, message_id, body, lane, created_at, parked_at, reason)
+	SELECT -n, 't', 'd', '1', gen_random_uuid(), '', 0, now(), now() - interval '8 days', 'x' FROM generate_series(1, 12000) AS n`)
 	t.must(t.PruneParked(t.Context()))
 	t.wantCount(0, `SELECT count(*) FROM crossfade_outbox_parked`)
 }

@@ -144,8 +144,9 @@ func TestVerifySchemaNamesRowSecurityAndPrivileges(t *testing.T) {
 	for i, p := range broken.Problems {
 		got[i] = p.Subject + ": " + p.Have
 	}
-	if len(got) != 4 || !strings.HasPrefix(got[0], "telemetry: row-level security") || !strings.HasPrefix(got[1], "crossfade_ledger: no privilege") ||
-		!strings.HasPrefix(got[2], "device_modules: row-level security") || !strings.HasPrefix(got[3], "message_routes: no privilege to read") {
+	if len(got) != 5 || !strings.HasPrefix(got[0], "telemetry: row-level security") || !strings.HasPrefix(got[1], "crossfade_ledger: no privilege") ||
+		!strings.HasPrefix(got[2], "crossfade_outbox: row-level security") || !strings.HasPrefix(got[3], "device_modules: row-level security") ||
+		!strings.HasPrefix(got[4], "message_routes: no privilege to read") {
 		t.Errorf("got %q", got)
 	}
 }
