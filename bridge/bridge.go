@@ -12,6 +12,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/jetstream"
@@ -52,6 +54,9 @@ type Config struct {
 	DefaultStage stage.Stage
 	// FlagBeat is how often stages and flags are read though nothing was announced.
 	FlagBeat time.Duration
+	// Control bounds leases, dwells and sentinels. What belongs to one instance is
+	// set by New.
+	Control control.Options
 	// ShutdownTimeout bounds the whole of a graceful stop.
 	ShutdownTimeout time.Duration
 	// Listen is the address of health and metrics; empty for none.
@@ -71,6 +76,7 @@ func DefaultConfig(databaseURL string) Config {
 		Flags:           flags.DefaultOptions(),
 		DefaultStage:    stage.MQTT,
 		FlagBeat:        10 * time.Second,
+		Control:         control.DefaultOptions(),
 		ShutdownTimeout: 30 * time.Second,
 		Listen:          "127.0.0.1:0",
 	}
@@ -106,9 +112,13 @@ type Bridge struct {
 	store       *store.Store
 	partitions  *store.Partitions
 	flags       *flags.Client
-	tenants     *tenants
+	control     *control.Control
 	gate        *gate
+	sentinels   *sentinels
+	probe       control.Prober // nil without a broker
+	publisher   *legacy_mqtt.Publisher
 	standby     *standby
+	parity      *parity.Recorder
 	processor   *process.Processor
 	nats        *jetstream.Conn
 	feeds       []feeder // what Run starts, in order
@@ -119,7 +129,6 @@ type Bridge struct {
 	appSettings *appSettings
 	http        *server
 	health      *health
-	self        identity
 	ran         atomic.Bool
 }
 
@@ -131,7 +140,7 @@ func New(ctx context.Context, c Config) (*Bridge, error) {
 	if err := c.validate(); err != nil {
 		return nil, fmt.Errorf("bridge configuration: %w", err)
 	}
-	b := &Bridge{config: c, log: c.Logger, registry: prometheus.NewRegistry(), self: newIdentity()}
+	b := &Bridge{config: c, log: c.Logger, registry: prometheus.NewRegistry()}
 	b.registry.MustRegister(collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	var err error
@@ -152,12 +161,17 @@ func (b *Bridge) wire(ctx context.Context) error {
 	if b.partitions, err = store.NewPartitions(b.store.Pool(), c.Partitions); err != nil {
 		return err
 	}
-	b.gate = &gate{stageOf: func(t string) stage.Stage { return b.tenants.stageOf(t) }}
+	b.gate = newGate(b.registry)
+	b.sentinels = newSentinels(b.registry, b.log)
+	b.gate.sentinel = b.sentinels.take
 	window := 0
 	if c.MQTT != nil {
 		window = c.MQTT.Window
 	}
 	b.standby = newStandby(c.StandbyWait, c.StandbyBuffer, window, c.Pipeline.IDMember, b.registry, b.log)
+	if err := b.makeParity(); err != nil {
+		return err
+	}
 	options := c.Pipeline
 	options.Committed, options.Logger, options.Registry = b.standby.durable, b.log, b.registry
 	options.Routes = c.NATS != nil // without it nobody would empty the outbox
@@ -175,11 +189,22 @@ func (b *Bridge) wire(ctx context.Context) error {
 	if err := b.wireFlags(ctx); err != nil {
 		return errors.Join(err, b.closeNATS(ctx))
 	}
+	if err := b.wireControl(); err != nil {
+		return errors.Join(err, b.flags.Close(ctx), b.closeNATS(ctx))
+	}
 	b.wireHealth()
 	return nil
 }
 
-// wireFlags comes last: it is the only part that starts goroutines, which Run ends.
+func (b *Bridge) makeParity() (err error) {
+	o := parity.DefaultOptions()
+	o.Logger, o.Registry = b.log, b.registry
+	b.standby.handOver = o.Interval
+	b.parity, b.standby.tally, err = parity.New(b.store.Pool(), o)
+	return err
+}
+
+// wireFlags comes late: it is the only part that starts goroutines, which Run ends.
 func (b *Bridge) wireFlags(ctx context.Context) error {
 	c := &b.config
 	conn, err := pgx.ParseConfig(c.Store.URL)
@@ -201,23 +226,8 @@ func (b *Bridge) wireFlags(ctx context.Context) error {
 	} else {
 		fo.Overrides = store
 	}
-	if b.flags, err = flags.New(ctx, fo); err != nil {
-		return err
-	}
-	b.tenants = newTenants(b.store.Pool(), wishes{b.flags}, c.Instance, c.DefaultStage, c.FlagBeat, b.standby.restage, b.registry, b.log)
-	return nil
-}
-
-// wishes makes a flags.Client speak of stages.
-type wishes struct{ *flags.Client }
-
-func (w wishes) WishAll(ctx context.Context, tenants []string, took func(string, stage.Stage, error)) {
-	w.EvaluateAll(ctx, tenants, func(tenant string, a flags.Answer, err error) { took(tenant, stage.Stage(a.Variant), err) })
-}
-
-func (w wishes) Override(tenant string) (stage.Stage, bool, error) {
-	v, ok, err := w.Client.Override(tenant)
-	return stage.Stage(v), ok, err
+	b.flags, err = flags.New(ctx, fo)
+	return err
 }
 
 func (b *Bridge) wireSources() error {
@@ -227,8 +237,9 @@ func (b *Bridge) wireSources() error {
 		if b.nats, err = jetstream.Connect(*c.NATS, b.log.With("part", "nats")); err != nil {
 			return err
 		}
+		b.sentinels.settled = b.nats.Settled
 	}
-	if err := errors.Join(b.makeSources(), b.makeOutbox()); err != nil {
+	if err := errors.Join(b.makeSources(), b.makeOutbox(), b.makeProbe()); err != nil {
 		return errors.Join(err, b.closeNATS(context.Background()))
 	}
 	return nil
@@ -256,7 +267,9 @@ func (b *Bridge) makeSources() error {
 	}
 	if c.Mirror != nil {
 		var err error
-		if b.mirror, err = jetstream.NewMirror(b.nats, jetstream.DefaultMirrorConfig(), b.log.With("part", "mirror")); err != nil {
+		o := jetstream.DefaultMirrorConfig()
+		o.Sentinel = b.sentinels.mirrored
+		if b.mirror, err = jetstream.NewMirror(b.nats, o, b.log.With("part", "mirror")); err != nil {
 			return err
 		}
 		f, err := newFeed("mirror", b.mirror.Deliver, b.mqttSource(*c.Mirror, "mirror"))
@@ -266,6 +279,27 @@ func (b *Bridge) makeSources() error {
 		b.feeds = append(b.feeds, f)
 		b.registry.MustRegister(mqttCollector{f.source, "mirror"}, mirrorCollector{b.mirror})
 	}
+	return nil
+}
+
+// makeProbe makes what sends sentinels. It connects only once there is one to send.
+func (b *Bridge) makeProbe() (err error) {
+	var broker legacy_mqtt.Config
+	switch c := &b.config; {
+	case c.MQTT != nil:
+		broker = *c.MQTT
+	case c.Mirror != nil:
+		broker = *c.Mirror
+	default:
+		return nil
+	}
+	broker.Logger = b.log.With("part", "sentinels")
+	o := legacy_mqtt.DefaultPublisherOptions()
+	o.Name = "sentinels"
+	if b.publisher, err = legacy_mqtt.NewPublisher(broker, o); err != nil {
+		return fmt.Errorf("sentinels: %w", err)
+	}
+	b.probe = probe{b.publisher}
 	return nil
 }
 

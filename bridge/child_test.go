@@ -50,7 +50,7 @@ func runBridgeChild() {
 	}
 	c := bridge.DefaultConfig(k.Database)
 	c.Instance, c.MQTT, c.Mirror, c.NATS, c.JetStream = k.Instance, k.MQTT, k.Mirror, k.NATS, k.JetStream
-	c.FlagBeat, c.StandbyWait = time.Second, 2*time.Second
+	c.FlagBeat, c.StandbyWait, c.Control.Dwell = time.Second, 2*time.Second, 100*time.Millisecond
 	c.Pipeline.Settings.RateLimit = 0 // fleets play in fast motion
 	c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)

@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -10,6 +11,7 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/fleet"
 )
@@ -21,24 +23,35 @@ func some() fleet.Config {
 	return c
 }
 
-// flip wishes a stage for tenants and waits until the facts agree.
+// flip wishes a stage for tenants and waits until its path has the authority. On to
+// the stage itself it is a matter of proof.
 func (s *stack) flip(variant flags.Variant, tenants ...string) {
 	s.t.Helper()
 	if _, err := flags.OpenStore(s.pool).SetTargets(s.t.Context(), tenants, variant, s.t.Name(), ""); err != nil {
 		s.t.Fatal(err)
 	}
-	want := map[flags.Variant]string{flags.MQTT: "shadow", flags.JetStream: "live"}[variant]
-	await(s.t, "the tenants are in stage "+want, func() bool {
+	s.awaitStages("the tenants have the authority of "+string(variant), tenants, func(is stage.Stage) bool {
+		return is.Authoritative() == stage.Stage(variant).Authoritative()
+	})
+}
+
+// arrive waits until tenants are in the very stage.
+func (s *stack) arrive(want stage.Stage, tenants ...string) {
+	s.t.Helper()
+	s.awaitStages("the tenants are in stage "+string(want), tenants, func(is stage.Stage) bool { return is == want })
+}
+
+func (s *stack) awaitStages(what string, tenants []string, fits func(stage.Stage) bool) {
+	s.t.Helper()
+	await(s.t, what, func() bool {
 		facts, err := bridge.Facts(s.t.Context(), s.pool)
 		if err != nil {
 			s.t.Fatal(err)
 		}
 		reached := 0
 		for _, f := range facts {
-			for _, t := range tenants {
-				if f.Tenant == t && string(f.Stage) == want {
-					reached++
-				}
+			if slices.Contains(tenants, f.Tenant) && fits(f.Stage) {
+				reached++
 			}
 		}
 		return reached == len(tenants)
@@ -195,7 +208,7 @@ func TestGracefulStopWithMessagesInHand(t *testing.T) {
 	if n := s.count(`SELECT count(*) FROM crossfade_ledger`); n < want {
 		t.Fatalf("%d of the %d messages that were in hand have been written", n, want)
 	}
-	if n := s.count(`SELECT count(*) FROM crossfade_instances`); n != 0 {
+	if n := s.count(`SELECT count(*) FROM crossfade_instances WHERE state = 'running' OR lease_until > now()`); n != 0 {
 		t.Errorf("%d instances are still signed on", n)
 	}
 	next := s.start(s.config("a"))

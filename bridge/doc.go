@@ -7,15 +7,15 @@
 //	jetstream.Source ────┘    │                       ▲ rescue                 ▼
 //	                          └─ stand by ─► standby ─┴── the ledger has it ─► Ack
 //	                               ▲
-//	flags.Client ── wishes ─► tenants ── facts (crossfade_stages) ─► gate
+//	flags.Client ── wishes ─► control ── facts (crossfade_stages) ─► gate
 //
 //	legacy_mqtt.Source (a session of its own) ─► jetstream.Mirror      with --mirror
 //
 // Goroutines: one per source, which is made anew when it ends with an error; one for
-// standby, and one that tells it when JetStream has stopped delivering; one each
-// for the facts, the wishes and the notifications of the tenants; one that makes and
-// drops partitions, one that sets JetStream up and looks for dangerous settings, one
-// for the heartbeat, the processor's workers, and the HTTP server's. [Bridge.Run]
+// standby, and one that tells it when JetStream has stopped delivering; those
+// of [control.Control]; those that find out when sentinels have come out of a path; one
+// that makes and drops partitions, one that sets JetStream up and looks for dangerous
+// settings, the processor's workers, and the HTTP server's. [Bridge.Run]
 // starts them all and stops them in order: intake, what is in hand,
 // acknowledgements, connections.
 package bridge

@@ -3,30 +3,57 @@ package bridge
 import (
 	"sync/atomic"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-// noLease stands for a lease that is never valid: nobody waits for this instance
-// before a stage moves on, so nothing may be dropped.
-const noLease = false
-
 // gate sends each copy its way. Its deliver functions are what the sources call,
 // so they never block and do no I/O: a tenant's stage is looked up in memory.
 type gate struct {
-	stageOf func(tenant string) stage.Stage
-	process func(pipeline.Delivery)
-	hold    func(pipeline.Delivery, uint64)
-	arrived [3]atomic.Uint64 // by path
+	// look returns a tenant's stage, and whether copies may be dropped by it.
+	look     func(tenant string) (s stage.Stage, mayDrop bool)
+	process  func(pipeline.Delivery)
+	hold     func(pipeline.Delivery, uint64)
+	sentinel func(*pipeline.Delivery, pipeline.Sentinel) // takes it over
+	arrived  [3]atomic.Uint64                            // by path
+	dropped  [3]prometheus.Counter                       // by path
+}
+
+// newGate makes a gate whose functions are still to be set.
+func newGate(reg prometheus.Registerer) *gate {
+	g := &gate{}
+	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_dropped_total",
+		Help: "Copies that were acknowledged unseen, since the other path has their messages, by path."}, []string{"path"})
+	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
+		g.dropped[p] = total.WithLabelValues(p.String())
+	}
+	reg.MustRegister(total)
+	return g
 }
 
 func (g *gate) deliver(d pipeline.Delivery) {
 	seq := g.arrived[d.Path].Add(1)
-	if g.decide(&d) == stage.StandBy {
-		g.hold(d, seq)
+	// Before anything is decided: a sentinel shows that a path has brought all before it
+	// in the outer stages too, where that path's copies are not looked at.
+	if s, ok := pipeline.SentinelOf(&d); ok {
+		g.sentinel(&d, s)
 		return
 	}
-	g.process(d)
+	switch g.decide(&d) {
+	case stage.StandBy:
+		g.hold(d, seq)
+	case stage.Drop:
+		g.drop(&d)
+	default:
+		g.process(d)
+	}
+}
+
+func (g *gate) drop(d *pipeline.Delivery) {
+	g.dropped[d.Path].Inc()
+	_ = d.Receipt.Ack() // where it fails the copy comes again, which the source counts
 }
 
 // arrivals is how many copies have come by a path.
@@ -40,5 +67,6 @@ func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 	if tenant == "" {
 		return stage.Process
 	}
-	return stage.Decide(g.stageOf(tenant), d.Path, noLease, false)
+	s, mayDrop := g.look(tenant)
+	return stage.Decide(s, d.Path, mayDrop, false)
 }

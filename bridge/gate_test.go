@@ -1,42 +1,141 @@
 package bridge
 
 import (
+	"errors"
 	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
+// gateBench is a gate whose ways out are recorded.
+type gateBench struct {
+	*gate
+	registry                        *prometheus.Registry
+	mayDrop                         bool
+	processed, held, taken, settled []string
+}
+
+func newGateBench(t *testing.T) *gateBench {
+	stages := map[string]stage.Stage{"m": stage.MQTT, "s": stage.Shadow, "l": stage.Live, "j": stage.JetStream}
+	reg := prometheus.NewRegistry()
+	b := &gateBench{gate: newGate(reg), registry: reg}
+	b.look = func(tenant string) (stage.Stage, bool) { return stages[tenant], b.mayDrop }
+	b.process = func(d pipeline.Delivery) { b.processed = append(b.processed, d.Path.String()+d.Topic+d.Subject) }
+	b.hold = func(d pipeline.Delivery, seq uint64) {
+		b.held = append(b.held, d.Path.String()+d.Topic+d.Subject)
+		if seq == 0 {
+			t.Error("an arrival has no number")
+		}
+	}
+	b.sentinel = func(d *pipeline.Delivery, s pipeline.Sentinel) {
+		b.taken = append(b.taken, d.Path.String()+d.Topic+d.Subject+" "+s.Nonce)
+	}
+	return b
+}
+
+func (b *gateBench) mqtt(topics ...string) {
+	for _, topic := range topics {
+		b.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic, Receipt: settling{b, topic}})
+	}
+}
+
+func (b *gateBench) jetstream(subjects ...string) {
+	for _, subject := range subjects {
+		b.deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: subject, Receipt: settling{b, subject}})
+	}
+}
+
+// settling is a receipt whose acknowledgement is recorded, and fails.
+type settling struct {
+	b    *gateBench
+	name string
+}
+
+func (s settling) Ack() error {
+	s.b.settled = append(s.b.settled, s.name)
+	return errors.New("the connection is gone")
+}
+func (settling) Release() error      { panic("a gate gives nothing back") }
+func (settling) Occurred() time.Time { return time.Unix(0, 0) }
+
+// counted is what a counter with that value of its first label shows.
+func counted(t *testing.T, reg *prometheus.Registry, name, label string) float64 {
+	t.Helper()
+	families, err := reg.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	total := 0.0
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			if f.GetName() == name && m.GetLabel()[0].GetValue() == label {
+				total += m.GetCounter().GetValue()
+			}
+		}
+	}
+	return total
+}
+
 // TestGate: in every stage one path is processed, the other stands by, and what
 // names no tenant is processed on either.
 func TestGate(t *testing.T) {
-	stages := map[string]stage.Stage{"m": stage.MQTT, "s": stage.Shadow, "l": stage.Live, "j": stage.JetStream}
-	var processed, held []string
-	g := &gate{
-		stageOf: func(tenant string) stage.Stage { return stages[tenant] },
-		process: func(d pipeline.Delivery) { processed = append(processed, d.Path.String()+d.Topic+d.Subject) },
-		hold: func(d pipeline.Delivery, seq uint64) {
-			held = append(held, d.Path.String()+d.Topic+d.Subject)
-			if seq == 0 {
-				t.Error("an arrival has no number")
-			}
-		},
-	}
-	for _, topic := range []string{"tenant/m/device/d/telemetry", "tenant/s/device/d/telemetry", "tenant/l/device/d/telemetry", "tenant/j/device/d/telemetry", "nobody"} {
-		g.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic})
-	}
-	for _, subject := range []string{"telemetry.m", "telemetry.s", "telemetry.l", "telemetry.j", "telemetry"} {
-		g.deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: subject})
-	}
-	expect(t, "processed", processed,
+	b := newGateBench(t)
+	b.mqtt("tenant/m/device/d/telemetry", "tenant/s/device/d/telemetry", "tenant/l/device/d/telemetry", "tenant/j/device/d/telemetry", "nobody")
+	b.jetstream("telemetry.m", "telemetry.s", "telemetry.l", "telemetry.j", "telemetry")
+	expect(t, "processed", b.processed,
 		"mqtttenant/m/device/d/telemetry", "mqtttenant/s/device/d/telemetry", "mqttnobody",
 		"jetstreamtelemetry.l", "jetstreamtelemetry.j", "jetstreamtelemetry")
-	expect(t, "held", held,
+	expect(t, "held", b.held,
 		"mqtttenant/l/device/d/telemetry", "mqtttenant/j/device/d/telemetry",
 		"jetstreamtelemetry.m", "jetstreamtelemetry.s")
+	expect(t, "settled", b.settled)
 	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
-		if n := g.arrivals(p); n != 5 {
+		if n := b.arrivals(p); n != 5 {
 			t.Errorf("%d arrivals by %s, want 5", n, p)
+		}
+	}
+}
+
+// TestGateDrops: with the right to, and in an outer stage only, copies of the path
+// that has nothing to say are acknowledged unseen, and counted.
+func TestGateDrops(t *testing.T) {
+	b := newGateBench(t)
+	b.mayDrop = true
+	b.mqtt("tenant/m/device/d/telemetry", "tenant/s/device/d/telemetry", "tenant/l/device/d/telemetry", "tenant/j/device/d/telemetry", "nobody")
+	b.jetstream("telemetry.m", "telemetry.s", "telemetry.l", "telemetry.j", "telemetry")
+	expect(t, "settled", b.settled, "tenant/j/device/d/telemetry", "telemetry.m")
+	expect(t, "held", b.held, "mqtttenant/l/device/d/telemetry", "jetstreamtelemetry.s")
+	if len(b.processed) != 6 {
+		t.Errorf("processed: %q", b.processed)
+	}
+	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
+		if n := counted(t, b.registry, "crossfade_dropped_total", p.String()); n != 1 {
+			t.Errorf("%v copies dropped by %s, want 1", n, p)
+		}
+	}
+}
+
+// TestGateTakesSentinels before it decides anything: in every stage, on both paths,
+// whether or not they are ours.
+func TestGateTakesSentinels(t *testing.T) {
+	for _, tenant := range []string{"m", "s", "l", "j"} {
+		b := newGateBench(t)
+		b.mayDrop = true
+		topic := pipeline.SentinelTopic(tenant, pipeline.SentinelTelemetry)
+		for _, payload := range []string{string(pipeline.SentinelPayload("n1")), `rubbish`} {
+			b.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic, Body: []byte(payload), Receipt: settling{b, topic}})
+		}
+		for _, payload := range []string{string(pipeline.SentinelPayload("n1")), `"rubbish"`} {
+			b.deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry." + tenant,
+				Body: []byte(`{"topic":"` + topic + `","payload":` + payload + `}`), Receipt: settling{b, topic}})
+		}
+		expect(t, "taken", b.taken, "mqtt"+topic+" n1", "mqtt"+topic+" ", "jetstreamtelemetry."+tenant+" n1", "jetstreamtelemetry."+tenant+" ")
+		if len(b.processed)+len(b.held)+len(b.settled) != 0 {
+			t.Errorf("stage of %s: a sentinel went another way: %q %q %q", tenant, b.processed, b.held, b.settled)
 		}
 	}
 }

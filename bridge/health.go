@@ -76,8 +76,8 @@ func (b *Bridge) wireHealth() {
 			}
 			return b.processor.Health()
 		}},
-		{"instance", true, b.self.trouble.err},
-		{"stages", false, b.tenants.health},
+		{"instance", true, b.control.Alone},
+		{"stages", false, b.control.Health},
 		{"flags", false, b.flags.Health},
 	}
 	for _, f := range b.feeds {

@@ -8,6 +8,7 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/devstack"
 	"github.com/crossfade-io/crossfade/internal/fleet"
@@ -119,6 +120,10 @@ func TestFlipsUnderLoad(t *testing.T) {
 		}
 		s.flip(flags.MQTT, fleet.TenantNames(c)...)
 	}
+	s.flip(flags.JetStream, fleet.TenantNames(c)...)
+	s.arrive(stage.JetStream, fleet.TenantNames(c)...)
+	s.flip(flags.MQTT, fleet.TenantNames(c)...)
+	s.arrive(stage.MQTT, fleet.TenantNames(c)...)
 	s.flip(flags.JetStream, "acme")
 	s.reconcile(record())
 	for _, i := range []*instance{first, second} {

@@ -36,10 +36,12 @@ func (b *Bridge) Run(ctx context.Context) error {
 	defer stopIntake(nil)
 
 	var background, workers, standing, taking, mirroring group
-	background.start(work, b.tenants.run)
+	background.start(work, b.control.Run)
 	background.start(work, b.partitions.Run)
-	background.start(work, b.heartbeat)
+	background.start(work, b.parity.Run)
+	background.start(work, b.driveRollouts)
 	background.start(work, b.followChanges)
+	background.start(work, b.sentinels.run)
 	if b.outbox != nil {
 		background.start(work, b.outbox.run)
 	}
@@ -115,8 +117,8 @@ func (b *Bridge) stop(ctx context.Context, taking, standing, workers, mirroring,
 		errs = append(errs, f.close(closing))
 	}
 	background.stop()
-	if err := b.signOff(closing); err != nil {
-		b.log.Warn("the instance shows as running until its heartbeat is too old", "error", err)
+	if err := b.control.SignOff(closing); err != nil {
+		b.log.Warn("the instance shows as running until its lease is over", "error", err)
 	}
 	errs = append(errs, b.closeAll(ctx))
 	err := errors.Join(errs...)
@@ -134,9 +136,16 @@ func (b *Bridge) closingTime(ctx context.Context) time.Duration {
 func (b *Bridge) closeAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	err := errors.Join(b.flags.Close(ctx), b.closeNATS(ctx), b.http.stop(ctx))
+	err := errors.Join(b.flags.Close(ctx), b.closeProbe(ctx), b.closeNATS(ctx), b.http.stop(ctx))
 	b.store.Close()
 	return err
+}
+
+func (b *Bridge) closeProbe(ctx context.Context) error {
+	if b.publisher == nil {
+		return nil
+	}
+	return b.publisher.Close(ctx)
 }
 
 // prepare waits for PostgreSQL for as long as it takes, refuses a database that is
@@ -175,13 +184,10 @@ func (b *Bridge) prepareOnce(ctx context.Context) error {
 	if err := b.ensurePartitions(ctx); err != nil {
 		return err
 	}
-	if err := b.tenants.load(ctx); err != nil {
-		return err
-	}
 	if err := b.appSettings.load(ctx); err != nil {
 		return err
 	}
-	if err := b.signOn(ctx); err != nil {
+	if err := b.control.SignOn(ctx); err != nil { // last, since the lease begins with it
 		return err
 	}
 	b.health.postgres.Store(nil)

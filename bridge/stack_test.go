@@ -52,7 +52,7 @@ func (s *stack) config(instance string) bridge.Config {
 	c := bridge.DefaultConfig(s.database)
 	c.Instance = instance
 	c.FlagBeat = time.Second
-	c.StandbyWait = 2 * time.Second
+	c.StandbyWait, c.Control.Dwell = 2*time.Second, 100*time.Millisecond // the mirror makes the second copy
 	m := legacy_mqtt.DefaultConfig()
 	m.URL, m.ClientID, m.Username, m.Password = s.broker.URL(), "crossfade-"+instance, s.broker.User(), s.broker.Password()
 	mirror := m

@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/internal/batchqueue"
 	"github.com/crossfade-io/crossfade/pipeline"
@@ -33,14 +34,16 @@ const standbyTick = 20 * time.Millisecond
 // All state belongs to the goroutine of run.
 type standby struct {
 	wait     time.Duration
-	buffer   int    // held at most, per path
-	distance uint64 // arrivals behind a held MQTT copy at most
+	buffer   int   // held at most, per path
+	distance int64 // arrivals behind a held MQTT copy at most; -1: none may be held
 	decoder  *pipeline.Decoder
-	recent   func(*pipeline.Identity) bool
-	known    func(context.Context, []pipeline.Identity) ([]bool, error)
+	recent   func(*pipeline.Identity) pipeline.Known
+	known    func(context.Context, []pipeline.Identity) ([]pipeline.Known, error)
 	process  func(pipeline.Delivery)
 	decide   func(*pipeline.Delivery) stage.Action
 	arrived  func(pipeline.Path) uint64 // arrivals so far, those included that do not stand by
+	tally    *parity.Tally
+	handOver time.Duration // how often the tally is written
 	log      *slog.Logger
 
 	intake    *batchqueue.Queue[waiting]
@@ -48,6 +51,8 @@ type standby struct {
 	restaged  chan struct{}      // a tenant's authority has moved
 	stalled   chan pipeline.Path // nothing more comes until something is settled
 	inquiry   inquiry
+	silence   silence
+	handed    time.Time // the tally, last
 
 	held  map[pipeline.ID]*heldCopy // by key; copies of equal key are chained
 	lines [3]line                   // by path
@@ -77,10 +82,11 @@ type heldCopy struct {
 // The ways in which standing by ends; label values of crossfade_standby_total.
 const (
 	endMatched     = "matched"      // the message is durable: acknowledged
+	endMismatched  = "mismatched"   // the same, with other content under the device's own ID
 	endRescuedWait = "rescued_wait" // the wait was over
 	endRescuedFull = "rescued_full" // too much behind it, too many held, or the path stalled
 	endPromoted    = "promoted"     // its path became authoritative meanwhile
-	endIgnored     = "ignored"      // downlink
+	endIgnored     = "ignored"      // downlink, sentinels
 )
 
 // newStandby makes a standby for a session whose broker sends no more than window
@@ -88,10 +94,10 @@ const (
 func newStandby(wait time.Duration, buffer, window int, idMember string, reg prometheus.Registerer, log *slog.Logger) *standby {
 	distance := buffer
 	if window > 0 {
-		distance = max(min(buffer, window/2), 1)
+		distance = min(buffer, window/2, window-2) // the one behind is there before it is counted
 	}
 	s := &standby{
-		wait: wait, buffer: buffer, distance: uint64(distance), decoder: pipeline.NewDecoder(idMember), log: log,
+		wait: wait, buffer: buffer, distance: int64(distance), decoder: pipeline.NewDecoder(idMember), log: log,
 		intake:    batchqueue.New[waiting](),
 		committed: batchqueue.New[[]pipeline.Identity](),
 		restaged:  make(chan struct{}, 1),
@@ -105,10 +111,10 @@ func newStandby(wait time.Duration, buffer, window int, idMember string, reg pro
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 16)}, []string{"path"}),
 	}
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_standby_total",
-		Help: "Copies that stood by, by path and how it ended: matched, rescued_wait, rescued_full, promoted, ignored."}, []string{"path", "end"})
+		Help: "Copies that stood by, by path and how it ended: matched, mismatched, rescued_wait, rescued_full, promoted, ignored."}, []string{"path", "end"})
 	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
 		s.stats[p] = make(map[string]prometheus.Counter)
-		for _, end := range []string{endMatched, endRescuedWait, endRescuedFull, endPromoted, endIgnored} {
+		for _, end := range []string{endMatched, endMismatched, endRescuedWait, endRescuedFull, endPromoted, endIgnored} {
 			s.stats[p][end] = total.WithLabelValues(p.String(), end)
 		}
 	}
@@ -176,7 +182,9 @@ func (s *standby) run(ctx context.Context) {
 		case <-tick.C:
 			s.expire()
 			s.makeRoom()
+			s.endSilence()
 			s.ask(ctx)
+			s.handTally()
 		}
 		s.show()
 	}
@@ -202,6 +210,7 @@ func (s *standby) end() {
 		}
 	}
 	s.show()
+	s.tally.Close()
 	if s.inquiry.asking {
 		<-s.inquiry.answers
 	}
@@ -224,13 +233,12 @@ func (s *standby) arrive(arrivals []waiting) {
 		}
 		s.decoder.Decode(&m, &w.Delivery)
 		h := &heldCopy{waiting: *w, identity: m.Identity}
-		switch {
-		case m.Kind == pipeline.KindDownlink:
+		if m.Kind.Ignored() {
 			s.finish(h, endIgnored)
-		case s.recent(&h.identity):
-			s.finish(h, endMatched)
-		default:
-			s.keep(h)
+		} else if k := s.recent(&h.identity); k.Durable && !k.Differs {
+			s.match(h, k)
+		} else {
+			s.keep(h) // the ledger knows what exactly differs
 		}
 	}
 	s.makeRoom()

@@ -91,7 +91,7 @@ func (s *standby) drop(h *heldCopy) {
 func (s *standby) finish(h *heldCopy, end string) {
 	s.stats[h.Path][end].Inc()
 	switch end {
-	case endMatched:
+	case endMatched, endMismatched:
 		s.skew.WithLabelValues(h.Path.String()).Observe(time.Since(h.at).Seconds())
 		fallthrough
 	case endIgnored:
@@ -99,6 +99,9 @@ func (s *standby) finish(h *heldCopy, end string) {
 			s.log.Debug("a copy that stood by could not be acknowledged; it comes again and is known", "path", h.Path.String(), "error", err)
 		}
 	default:
+		if end != endPromoted {
+			s.tally.Rescued(h.Tenant(), time.Now(), end == endRescuedFull)
+		}
 		s.process(h.Delivery)
 	}
 	h.Delivery = pipeline.Delivery{Path: h.Path} // others may hold h a while longer, but not the body
@@ -114,7 +117,11 @@ func (s *standby) confirm(ids []pipeline.Identity) {
 			next := h.next
 			if !ids[i].Anonymous || pipeline.SameOccurrence(ids[i].Occurred, h.identity.Occurred) {
 				s.drop(h)
-				s.finish(h, endMatched)
+				s.match(h, pipeline.Known{
+					Durable: true,
+					Differs: ids[i].Explicit && ids[i].Digest != h.identity.Digest,
+					Digest:  ids[i].Digest,
+				})
 			}
 			h = next
 		}
@@ -158,7 +165,7 @@ func (s *standby) makeRoom() {
 		mqtt := pipeline.Path(p) == pipeline.PathMQTT
 		s.last[p] = max(s.last[p], s.arrived(pipeline.Path(p)))
 		s.rescue(p, endRescuedFull, func(h *heldCopy) bool {
-			return s.lines[p].live > s.buffer || mqtt && s.last[p] > h.seq+s.distance
+			return s.lines[p].live > s.buffer || mqtt && int64(s.last[p]-h.seq) > s.distance
 		})
 	}
 }

@@ -32,7 +32,7 @@ type inquiry struct {
 // answer is what the ledger said of some copies.
 type answer struct {
 	copies []*heldCopy
-	known  []bool
+	known  []pipeline.Known
 	err    error
 }
 
@@ -92,9 +92,9 @@ func (s *standby) answered(a answer) {
 	for i, h := range a.copies {
 		switch {
 		case h.done:
-		case a.err == nil && a.known[i]:
+		case a.err == nil && a.known[i].Durable:
 			s.drop(h)
-			s.finish(h, endMatched)
+			s.match(h, a.known[i])
 		default:
 			s.inquiry.add(h, again)
 		}

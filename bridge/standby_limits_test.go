@@ -30,7 +30,7 @@ func TestStandbyCountsWhatDoesNotStandBy(t *testing.T) {
 // TestStandbyStaysInTheSessionsWindow: a small window is never filled by waiting,
 // however large the buffer.
 func TestStandbyStaysInTheSessionsWindow(t *testing.T) {
-	for window, want := range map[int]uint64{0: 4000, 1: 1, 20: 10, 8000: 4000, 65535: 4000} {
+	for window, want := range map[int]int64{0: 4000, 1: -1, 2: 0, 3: 1, 4: 2, 20: 10, 8000: 4000, 65535: 4000} {
 		b := newBench(t, time.Hour, 4000)
 		b.stop()
 		s := newStandby(time.Hour, 4000, window, "", prometheus.NewRegistry(), b.log)
@@ -85,16 +85,14 @@ func TestStandbyOutlivesALedgerThatHangs(t *testing.T) {
 		b := newBench(t, time.Minute, 100)
 		b.stop()
 		answer, asked := b.known, 0
-		b.known = func(ctx context.Context, ids []pipeline.Identity) ([]bool, error) {
+		b.known = func(ctx context.Context, ids []pipeline.Identity) ([]pipeline.Known, error) {
 			if asked++; asked == 1 {
 				<-ctx.Done()
 				return nil, ctx.Err()
 			}
 			return answer(ctx, ids)
 		}
-		ctx, cancel := context.WithCancel(t.Context())
-		b.cancel, b.ended = cancel, make(chan struct{})
-		go func() { defer close(b.ended); b.run(ctx) }()
+		b.restart(t)
 		defer b.stop()
 		id := b.take(pipeline.PathMQTT, "a", numbered(1))
 		b.mu.Lock()

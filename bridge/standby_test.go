@@ -23,6 +23,7 @@ type bench struct {
 	*standby
 	mu       sync.Mutex
 	ledger   map[pipeline.ID]bool
+	digests  map[pipeline.ID]int64 // of explicit messages in it
 	broken   bool
 	promoted bool
 	acked    []string
@@ -31,21 +32,27 @@ type bench struct {
 	seq      [3]atomic.Uint64 // by path
 	cancel   context.CancelFunc
 	ended    chan struct{}
+
+	parityRegistry *prometheus.Registry
 }
 
 func newBench(t *testing.T, wait time.Duration, buffer int) *bench {
-	b := &bench{ledger: make(map[pipeline.ID]bool), ended: make(chan struct{})}
+	b := &bench{ledger: make(map[pipeline.ID]bool), digests: make(map[pipeline.ID]int64), ended: make(chan struct{})}
 	b.standby = newStandby(wait, buffer, 8*buffer, "message_id", prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-	b.recent = func(*pipeline.Identity) bool { return false }
-	b.known = func(_ context.Context, copies []pipeline.Identity) ([]bool, error) {
+	b.paritySetup(t)
+	b.recent = func(*pipeline.Identity) pipeline.Known { return pipeline.Known{} }
+	b.known = func(_ context.Context, copies []pipeline.Identity) ([]pipeline.Known, error) {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		if b.broken {
 			return nil, errors.New("away")
 		}
-		known := make([]bool, len(copies))
+		known := make([]pipeline.Known, len(copies))
 		for i, c := range copies {
-			known[i] = b.ledger[c.ID]
+			known[i].Durable = b.ledger[c.ID]
+			if digest, ok := b.digests[c.ID]; ok {
+				known[i].Differs, known[i].Digest = digest != c.Digest, digest
+			}
 		}
 		return known, nil
 	}
@@ -59,10 +66,16 @@ func newBench(t *testing.T, wait time.Duration, buffer int) *bench {
 		}
 		return stage.StandBy
 	}
-	ctx, cancel := context.WithCancel(t.Context())
-	b.cancel = cancel
-	go func() { defer close(b.ended); b.run(ctx) }()
+	b.restart(t)
 	return b
+}
+
+// restart runs the standby, after stop again.
+func (b *bench) restart(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	ended := make(chan struct{})
+	b.cancel, b.ended = cancel, ended
+	go func() { defer close(ended); b.run(ctx) }()
 }
 
 func (b *bench) stop() { b.cancel(); <-b.ended }

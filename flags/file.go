@@ -190,7 +190,7 @@ func (p *FileProvider) unfit() (Cause, error) {
 	case p.flags == nil:
 		return CauseNotReady, p.lastErr
 	case age > p.opts.Grace && p.lastErr != nil:
-		return CauseStale, fmt.Errorf("%w; it was last read %s ago", p.lastErr, age.Round(time.Second))
+		return CauseStale, fmt.Errorf("%w; it was last read %s ago", p.lastErr, age.Round(time.Millisecond))
 	case age > p.opts.Grace: // the file system hangs
 		return CauseStale, fmt.Errorf("flag file %s was last read %s ago: reading it does not end", p.opts.Path, age.Round(time.Second))
 	}

@@ -49,18 +49,19 @@ func TestKillSwitch(t *testing.T) {
 		"lies":           func(s *service) { s.answer(`"warp"`, "STATIC") },
 		"says jetstream": func(s *service) { s.answer(`"jetstream"`, "TARGETING_MATCH") },
 	}
+	url := migrated(t)
+	pool := openPool(t, url)
 	for name, breakIt := range ways {
 		eachDialect(t, func(t *testing.T, s *service) {
 			t.Run(name, func(t *testing.T) {
-				url := migrated(t)
-				pool := openPool(t, url)
+				tenant := t.Name() // a tenant of its own
 				c := overriddenClient(t, s, url, func(o *flags.RemoteOptions) { o.Timeout = time.Hour })
-				await(t, c, "a", is(flags.Live))
+				await(t, c, tenant, is(flags.Live))
 				breakIt(s)
-				setTarget(t, pool, "a", flags.MQTT)
-				awaitOverride(t, c, "a", flags.MQTT, true)
+				setTarget(t, pool, tenant, flags.MQTT)
+				awaitOverride(t, c, tenant, flags.MQTT, true)
 				asked := s.asked.Load()
-				a, err := c.Evaluate(t.Context(), "a")
+				a, err := c.Evaluate(t.Context(), tenant)
 				if err != nil || a != (flags.Answer{Variant: flags.MQTT, Reason: flags.ReasonTarget, Override: true}) {
 					t.Errorf("%+v, %v", a, err)
 				}

@@ -150,11 +150,12 @@ func TestEvaluateAllIsBounded(t *testing.T) {
 				most.Store(n)
 			}
 			defer now.Add(-1)
+			time.Sleep(2 * time.Millisecond) // a service takes its time, or they would never meet
 			s.value(w, `"live"`, "STATIC")
 		})
 		c := s.client(t, func(o *flags.RemoteOptions) { o.Timeout = 10 * time.Second }, func(o *flags.Options) { o.Concurrency, o.Timeout = 4, 10*time.Second })
 		var tenants []string
-		for i := range 2000 {
+		for i := range 400 {
 			tenants = append(tenants, fmt.Sprint("t", i))
 		}
 		seen := map[string]int{}

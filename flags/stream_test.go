@@ -60,7 +60,7 @@ func startFlagd(t *testing.T) *flagdWithStream {
 
 func TestFlagdEventStream(t *testing.T) {
 	f := startFlagd(t)
-	c := f.client(t, nil, nil)
+	c := f.client(t, patient, nil)
 	await(t, c, "a", is(flags.Live))
 	<-f.opened
 	for range 5 {
@@ -75,6 +75,10 @@ func TestFlagdEventStream(t *testing.T) {
 		}
 	}
 }
+
+// patient keeps a busy machine from passing for a dead service: a stream that is
+// given up may still eat an event.
+func patient(o *flags.RemoteOptions) { o.Timeout = deadline }
 
 // drain takes a signal that waits. One that is still on its way makes a round prove
 // nothing, hence the many rounds.
@@ -109,7 +113,7 @@ func TestFlagdStreamBreaks(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := startFlagd(t)
-			c := f.client(t, nil, nil)
+			c := f.client(t, patient, nil)
 			await(t, c, "a", is(flags.Live))
 			<-f.opened
 			for range 10 {

@@ -147,7 +147,7 @@ func (p *puller) stillThere(ctx context.Context, stream natsjs.Stream, generatio
 	if highest.sequence == 0 {
 		return true, nil
 	}
-	same, err := holds(ctx, stream, highest.sequence, highest.stored)
+	same, err := holds(ctx, stream, highest.sequence, func(m *natsjs.RawStreamMsg) bool { return m.Time.Equal(highest.stored) })
 	if err != nil {
 		return false, fmt.Errorf("stream %s: %w", p.spec.name, err)
 	}

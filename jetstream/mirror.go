@@ -27,6 +27,9 @@ type MirrorConfig struct {
 	// RetryBase is the pause before the first retry; it doubles, with jitter,
 	// up to 30 s.
 	RetryBase time.Duration
+	// Sentinel, if set, is told of every sentinel that was stored, and where. It must
+	// not block.
+	Sentinel func(pipeline.Sentinel, Mark)
 }
 
 // DefaultMirrorConfig returns 4,000 in flight, confirmed within 10 s, retried
@@ -52,6 +55,9 @@ func (c MirrorConfig) Validate() error {
 // and acknowledges each one only after the server has confirmed that it is
 // stored. It knows no stages: every message goes, whichever path is
 // authoritative.
+//
+// A sentinel is published only after the server has stored all that came before it by
+// the same session: whoever finds it in a stream knows that those are there too.
 //
 // A mirror has no queue limit of its own: the source that feeds it stops at its
 // window while receipts are outstanding.
@@ -106,6 +112,37 @@ func NewMirror(conn *Conn, cfg MirrorConfig, log *slog.Logger) (*Mirror, error) 
 // Deliver takes one copy of the MQTT path. It never blocks, and may be called
 // from several goroutines. After Run has ended copies are given back at once.
 func (m *Mirror) Deliver(d pipeline.Delivery) {
+	if s, ok := pipeline.SentinelOf(&d); ok && s.Nonce != "" {
+		m.deliverSentinel(d, s)
+		return
+	}
+	m.enqueue(d)
+}
+
+// deliverSentinel waits until all that came before is stored and acknowledged. What
+// gets lost between that and its own storing is only the sentinel.
+func (m *Mirror) deliverSentinel(d pipeline.Delivery, s pipeline.Sentinel) {
+	r, ok := d.Receipt.(pipeline.OrderedReceipt)
+	if !ok {
+		m.enqueue(d)
+		return
+	}
+	d.Receipt = passed{r, s}
+	if err := r.AckThen(func() { m.enqueue(d) }); err != nil {
+		m.ackErrors.Add(1) // it comes again
+	}
+}
+
+// passed is the receipt of a sentinel that is acknowledged already.
+type passed struct {
+	pipeline.Receipt
+	sentinel pipeline.Sentinel
+}
+
+func (passed) Ack() error     { return nil }
+func (passed) Release() error { return nil }
+
+func (m *Mirror) enqueue(d pipeline.Delivery) {
 	m.received.Add(1)
 	m.mu.Lock()
 	if m.ended {
@@ -163,8 +200,8 @@ func (m *Mirror) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 		case <-m.wake:
-		case <-head.Ok():
-			w.confirmed(w.inFlight[0])
+		case ack := <-head.Ok():
+			w.confirmed(w.inFlight[0], ack)
 			w.inFlight = w.inFlight[1:]
 			w.sweep(false)
 		case err := <-head.Err():

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -107,7 +108,14 @@ func (w *mirrorRun) prepare(it *item) bool {
 }
 
 // confirmed settles a message that the server has stored.
-func (w *mirrorRun) confirmed(it *item) { w.m.done(it.delivery, &w.m.published) }
+func (w *mirrorRun) confirmed(it *item, ack *natsjs.PubAck) {
+	w.m.done(it.delivery, &w.m.published)
+	if p, ok := it.delivery.Receipt.(passed); ok && w.m.cfg.Sentinel != nil {
+		if s, ok := specOfStream(ack.Stream); ok {
+			w.m.cfg.Sentinel(p.sentinel, Mark{Consumer: s.consumer, Sequence: ack.Sequence, text: p.sentinel.Nonce})
+		}
+	}
+}
 
 // failed has a message published again, unless that is hopeless.
 func (w *mirrorRun) failed(it *item, err error) {
@@ -147,8 +155,8 @@ func (w *mirrorRun) sweep(all bool) {
 	kept := 0
 	for i, it := range w.inFlight {
 		select {
-		case <-it.future.Ok():
-			w.confirmed(it)
+		case ack := <-it.future.Ok():
+			w.confirmed(it, ack)
 			continue
 		case err := <-it.future.Err():
 			w.failed(it, err)
@@ -183,8 +191,8 @@ func (w *mirrorRun) finish(ctx context.Context) {
 	for len(w.inFlight) > 0 && ctx.Err() == nil {
 		head := w.inFlight[0]
 		select {
-		case <-head.future.Ok():
-			w.confirmed(head)
+		case ack := <-head.future.Ok():
+			w.confirmed(head, ack)
 			w.inFlight = w.inFlight[1:]
 		case err := <-head.future.Err():
 			w.failed(head, err)

@@ -1,21 +1,32 @@
 package jetstream
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	natsjs "github.com/nats-io/nats.go/jetstream"
 )
 
-// Mark is a message's place in its stream. Marks outlive the source that they come
-// from. They may be compared.
+// Mark is a message's place in its stream. Marks outlive the source or mirror that they
+// come from. They may be compared.
 type Mark struct {
 	Consumer string // the durable consumer that reads the stream
 	Sequence uint64 // in the stream
-	stored   int64  // Unix nanoseconds
-	created  int64  // of the consumer, Unix nanoseconds
+	created  int64  // of the consumer, Unix nanoseconds; 0: not known yet
+	// What tells the message from another one under its sequence: when it was stored,
+	// or, for whoever published it and never saw that, a text in it.
+	stored int64 // Unix nanoseconds; 0 where text tells
+	text   string
+}
+
+// is reports whether a message of the stream is the one that was marked.
+func (m Mark) is(msg *natsjs.RawStreamMsg) bool {
+	if m.stored != 0 {
+		return msg.Time.UnixNano() == m.stored
+	}
+	return bytes.Contains(msg.Data, []byte(m.text))
 }
 
 // Progress is what is known of a mark.
@@ -57,8 +68,9 @@ func (p *puller) mark(m replyMetadata, generation uint64) (Mark, bool) {
 
 // Settled asks the server how far the acknowledgements of one consumer have come,
 // and returns what that means for each of the marks, which must be of this consumer.
-// What is settled once stays so. A consumer that was created after a mark, or a
-// stream that holds another message in its place, makes it MarkGone.
+// A consumer that was created after a mark, or a stream that holds another message in
+// its place, makes it MarkGone; to see that, it notes in marks that come from a
+// publisher which consumer it has asked.
 //
 // A consumer with a limit on deliveries counts what it has given up as acknowledged.
 func (c *Conn) Settled(ctx context.Context, consumer string, marks []Mark) ([]Progress, error) {
@@ -86,14 +98,19 @@ func (c *Conn) Settled(ctx context.Context, consumer string, marks []Mark) ([]Pr
 		return fail(err)
 	}
 	known, last := make([]Progress, len(marks)), Mark{}
-	for i, m := range marks {
+	created := info.Created.UnixNano()
+	for i := range marks {
+		m := &marks[i]
+		if m.created == 0 {
+			m.created = created
+		}
 		switch {
-		case m.created != info.Created.UnixNano():
+		case m.created != created:
 			known[i] = MarkGone
 		case info.AckFloor.Stream >= m.Sequence:
 			known[i] = MarkSettled
 			if m.Sequence > last.Sequence {
-				last = m
+				last = *m
 			}
 		}
 	}
@@ -102,7 +119,7 @@ func (c *Conn) Settled(ctx context.Context, consumer string, marks []Mark) ([]Pr
 	}
 	// The acknowledgements may be of other messages than the marks: a server that was
 	// killed can lose the newest ones and give their numbers again.
-	same, err := holds(ctx, stream, last.Sequence, time.Unix(0, last.stored))
+	same, err := holds(ctx, stream, last.Sequence, last.is)
 	if err != nil {
 		return fail(err)
 	}
@@ -114,14 +131,14 @@ func (c *Conn) Settled(ctx context.Context, consumer string, marks []Mark) ([]Pr
 	return known, nil
 }
 
-// holds reports whether the stream has, under this sequence, the message that it
-// stored at that time, or had it and let it expire. If it has, all lower sequences
-// are what they were, too.
-func holds(ctx context.Context, stream natsjs.Stream, sequence uint64, stored time.Time) (bool, error) {
+// holds reports whether the stream has, under this sequence, the message that is asked
+// for, or had it and let it expire. If it has, all lower sequences are what they were,
+// too.
+func holds(ctx context.Context, stream natsjs.Stream, sequence uint64, is func(*natsjs.RawStreamMsg) bool) (bool, error) {
 	msg, err := stream.GetMsg(ctx, sequence)
 	switch {
 	case err == nil:
-		return msg.Time.Equal(stored), nil
+		return is(msg), nil
 	case !errors.Is(err, natsjs.ErrMsgNotFound):
 		return false, fmt.Errorf("read back message %d: %w", sequence, err)
 	}

@@ -48,6 +48,15 @@ func specOfConsumer(name string) (spec, bool) {
 	return spec{}, false
 }
 
+func specOfStream(name string) (spec, bool) {
+	for _, s := range specs {
+		if s.name == name && s.consumer != "" {
+			return s, true
+		}
+	}
+	return spec{}, false
+}
+
 // streamConfig is how a missing stream is created. Work that does not fit is
 // dropped from the old end, as the contract has it.
 func (s spec) streamConfig(o SetupOptions) natsjs.StreamConfig {

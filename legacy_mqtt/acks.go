@@ -8,6 +8,9 @@ type acks struct {
 	ring []ackEntry // its length is a power of two
 	head uint64     // sequence number of the oldest entry
 	next uint64     // sequence number of the next entry
+	// then holds what is to be called once the entry of that sequence number, and
+	// all before it, are acknowledged.
+	then map[uint64][]func()
 }
 
 type ackEntry struct {
@@ -35,17 +38,36 @@ func (a *acks) expect(packetID uint16) uint64 {
 }
 
 // settle notes what became of a message and calls puback for every message
-// whose turn has come. A sequence number is settled once.
-func (a *acks) settle(seq uint64, state ackState, puback func(packetID uint16)) {
+// whose turn has come. A sequence number is settled once. It returns what is to be
+// called now, outside of whatever lock protects the ledger.
+func (a *acks) settle(seq uint64, state ackState, puback func(packetID uint16)) (due []func()) {
 	a.ring[seq&a.mask()].state = state
 	for a.head != a.next {
 		e := a.ring[a.head&a.mask()]
 		if e.state != ackGiven {
-			return
+			return due
 		}
 		puback(e.packetID)
+		if len(a.then) > 0 {
+			due = append(due, a.then[a.head]...)
+			delete(a.then, a.head)
+		}
 		a.head++
 	}
+	return due
+}
+
+// after has f called once every entry before the sequence number is acknowledged,
+// and reports false if that is so already; f is then the caller's to call.
+func (a *acks) after(seq uint64, f func()) bool {
+	if a.head >= seq {
+		return false
+	}
+	if a.then == nil {
+		a.then = make(map[uint64][]func())
+	}
+	a.then[seq-1] = append(a.then[seq-1], f)
+	return true
 }
 
 // blocked reports whether a released message keeps back those behind it.

@@ -9,7 +9,8 @@ import (
 
 // TestAcksKeepOrder holds the ledger against the rule it implements: PUBACKs
 // are sent in order of arrival, each once, as soon as everything before it is
-// acknowledged, and never from a released message on.
+// acknowledged, and never from a released message on. Who waits for some of them is
+// told once those are acknowledged, neither sooner nor later.
 func TestAcksKeepOrder(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		var (
@@ -17,6 +18,8 @@ func TestAcksKeepOrder(t *testing.T) {
 			arrived []ackState // by sequence number
 			open    []uint64
 			sent    []uint16
+			waits   []int // who waits for the first n messages
+			told    []int // who was told that they are acknowledged
 		)
 		puback := func(id uint16) { sent = append(sent, id) }
 		t.Repeat(map[string]func(*rapid.T){
@@ -41,7 +44,16 @@ func TestAcksKeepOrder(t *testing.T) {
 				if rapid.IntRange(0, 99).Draw(t, "release") == 0 {
 					arrived[seq] = ackReleased
 				}
-				ledger.settle(seq, arrived[seq], puback)
+				for _, f := range ledger.settle(seq, arrived[seq], puback) {
+					f()
+				}
+			},
+			"wait": func(t *rapid.T) {
+				n := rapid.IntRange(0, len(arrived)).Draw(t, "for how many")
+				if !ledger.after(uint64(n), func() { told = append(told, n) }) {
+					told = append(told, n)
+				}
+				waits = append(waits, n)
 			},
 			"": func(t *rapid.T) {
 				due := slices.IndexFunc(arrived, func(s ackState) bool { return s != ackGiven })
@@ -55,6 +67,11 @@ func TestAcksKeepOrder(t *testing.T) {
 					if id != uint16(i)+1 {
 						t.Fatalf("PUBACK %d is for packet %d, want %d", i, id, i+1)
 					}
+				}
+				slices.Sort(told)
+				slices.Sort(waits)
+				if n, _ := slices.BinarySearch(waits, due+1); !slices.Equal(told, waits[:n]) {
+					t.Fatalf("of those who wait for %v messages, %v were told after %d PUBACKs", waits, told, due)
 				}
 				blocked := due < len(arrived) && arrived[due] == ackReleased
 				if ledger.blocked() != blocked {

@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/crossfade-io/crossfade/pipeline"
 )
 
 // Config says which broker to subscribe to, as whom, and how. Start from
@@ -29,7 +31,8 @@ type Config struct {
 	// Group makes the subscription a shared one ($share/{Group}/…): members of
 	// a group divide the messages among them. Empty: this session gets all.
 	Group string
-	// Filters are the topic filters to subscribe to, without $share.
+	// Filters are the topic filters to subscribe to, without $share. What they may
+	// leave out of [pipeline.SentinelFilter] every session subscribes to besides.
 	Filters []string
 	// UsernameProperty is the name of the MQTT user property in which the broker
 	// passes on the sender's user name. Empty if it does not.
@@ -222,16 +225,32 @@ func (c Config) hardLimit() int64 {
 	return int64(c.HardLimit)
 }
 
-// topics are the filters as they are subscribed to.
+// topics are the filters as they are subscribed to. A sentinel has to reach every
+// session and on a shared subscription only one member gets it, so each session has
+// a subscription of its own to them; a broker puts what comes by either into one
+// queue, in the order in which it was published.
 func (c Config) topics() []string {
-	if c.Group == "" {
+	if c.Group == "" && c.takesAll() {
 		return c.Filters
 	}
-	shared := make([]string, len(c.Filters))
+	topics := make([]string, len(c.Filters), len(c.Filters)+1)
 	for i, f := range c.Filters {
-		shared[i] = "$share/" + c.Group + "/" + f
+		topics[i] = f
+		if c.Group != "" {
+			topics[i] = "$share/" + c.Group + "/" + f
+		}
 	}
-	return shared
+	return append(topics, pipeline.SentinelFilter)
+}
+
+// takesAll reports whether the filters take the sentinels of every tenant.
+func (c Config) takesAll() bool {
+	for _, f := range defaultFilters {
+		if !slices.Contains(c.Filters, f) {
+			return false
+		}
+	}
+	return true
 }
 
 // exposesPassword reports whether the password would cross a network in clear.

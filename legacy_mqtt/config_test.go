@@ -1,9 +1,12 @@
 package legacy_mqtt
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/crossfade-io/crossfade/pipeline"
 )
 
 func goodConfig() Config {
@@ -99,6 +102,29 @@ func TestTopics(t *testing.T) {
 	}
 }
 
+// TestEverySessionTakesSentinels: by its filters, or by a subscription of its own
+// that is not shared.
+func TestEverySessionTakesSentinels(t *testing.T) {
+	narrow := []string{"tenant/t1/device/+/telemetry"}
+	for _, c := range []struct {
+		group   string
+		filters []string
+		own     bool
+	}{
+		{"", defaultFilters, false},
+		{"", append(slices.Clone(narrow), defaultFilters...), false},
+		{"", narrow, true},
+		{"ingest", defaultFilters, true},
+	} {
+		cfg := goodConfig()
+		cfg.Group, cfg.Filters = c.group, c.filters
+		topics := cfg.topics()
+		if own := slices.Contains(topics, pipeline.SentinelFilter); own != c.own || len(topics) < len(c.filters) {
+			t.Errorf("group %q, filters %q: subscribed to %q", c.group, c.filters, topics)
+		}
+	}
+}
+
 func TestExposesPassword(t *testing.T) {
 	for raw, want := range map[string]bool{
 		"mqtt://localhost": false, "mqtt://127.0.0.1:1883": false, "mqtt://[::1]": false,
@@ -111,11 +137,11 @@ func TestExposesPassword(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if got := c.exposesPassword(s.broker); got != want {
+		if got := c.exposesPassword(s.link.broker); got != want {
 			t.Errorf("%s: %v, want %v", raw, got, want)
 		}
 		c.Password = ""
-		if c.exposesPassword(s.broker) {
+		if c.exposesPassword(s.link.broker) {
 			t.Errorf("%s: no password to expose", raw)
 		}
 	}

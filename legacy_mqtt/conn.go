@@ -101,15 +101,24 @@ func (b *conn) expect(packetID uint16) uint64 {
 	return b.acks.expect(packetID)
 }
 
-// settle notes what became of a message and buffers the PUBACKs that are due.
+// settle notes what became of a message, buffers the PUBACKs that are due, and
+// calls what waited for them.
 func (b *conn) settle(seq uint64, state ackState) error {
+	due, err := b.note(seq, state)
+	for _, f := range due {
+		f()
+	}
+	return err
+}
+
+func (b *conn) note(seq uint64, state ackState) (due []func(), err error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.closed {
-		return ErrConnectionGone
+		return nil, ErrConnectionGone
 	}
 	before := len(b.buf)
-	b.acks.settle(seq, state, func(id uint16) {
+	due = b.acks.settle(seq, state, func(id uint16) {
 		// PUBACK, remaining length 2: reason code 0 (success) is left out.
 		b.buf = append(b.buf, 0x40, 0x02, byte(id>>8), byte(id))
 	})
@@ -119,6 +128,41 @@ func (b *conn) settle(seq uint64, state ackState) error {
 	if !b.blocked && b.acks.blocked() {
 		b.blocked = true
 		b.onBlocked()
+	}
+	return due, nil
+}
+
+// settleThen acknowledges a message and has then called once the PUBACKs of all
+// before it, and its own, are buffered. It is never called if the connection ends
+// before.
+func (b *conn) settleThen(seq uint64, then func()) error {
+	b.mu.Lock()
+	waits := !b.closed && b.acks.after(seq+1, then)
+	b.mu.Unlock()
+	if !waits {
+		return ErrConnectionGone
+	}
+	return b.settle(seq, ackGiven)
+}
+
+// arrived is how many QoS 1 messages have come by this connection.
+func (b *conn) arrived() uint64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.acks.next
+}
+
+// after has f called once the first n messages are acknowledged; at once where they
+// are.
+func (b *conn) after(n uint64, f func()) error {
+	b.mu.Lock()
+	closed, waits := b.closed, !b.closed && b.acks.after(n, f)
+	b.mu.Unlock()
+	switch {
+	case closed:
+		return ErrConnectionGone
+	case !waits:
+		f()
 	}
 	return nil
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net"
 	"net/url"
 	"time"
@@ -15,25 +14,6 @@ import (
 	"github.com/eclipse/paho.golang/paho/session/state"
 )
 
-// stableAfter is how long a connection has to last before its end counts as a
-// new trouble instead of one more failure of the same. Without it two clients
-// with one ID would throw each other out as fast as the network allows.
-const stableAfter = 10 * time.Second
-
-// suspicious is how many connections in a row may end before stableAfter until
-// we suspect that another client throws us out.
-const suspicious = 3
-
-// status is what is known of the connection. Source.mu protects it.
-type status struct {
-	health   error
-	up       bool
-	upSince  time.Time
-	downBy   error // what paho said about the end of the connection
-	failures int   // connections that ended before stableAfter, in a row
-	everUp   bool
-}
-
 // session is paho's, except that it sends no PUBACK: paho asks for one as soon
 // as its handler has returned, and conn sends it when the copy is settled.
 type session struct{ *state.State }
@@ -42,31 +22,18 @@ func (session) Ack(*packets.Publish) error { return nil }
 
 func (s *Source) clientConfig() autopaho.ClientConfig {
 	window, packet := uint16(s.cfg.Window), s.cfg.MaxPacket
-	return autopaho.ClientConfig{
-		ServerUrls:            []*url.URL{s.broker},
-		KeepAlive:             uint16(s.cfg.KeepAlive / time.Second),
-		SessionExpiryInterval: uint32(s.cfg.SessionExpiry / time.Second),
-		ConnectTimeout:        s.cfg.ConnectTimeout,
-		ConnectUsername:       s.cfg.Username,
-		ConnectPassword:       []byte(s.cfg.Password),
-		ReconnectBackoff:      s.backoff,
-		AttemptConnection:     s.connect,
-		OnConnectionUp:        s.connectionUp,
-		OnConnectionDown:      s.connectionDown,
-		OnConnectError:        s.connectFailed,
-		ConnectPacketBuilder: func(c *paho.Connect, _ *url.URL) (*paho.Connect, error) {
-			c.Properties.ReceiveMaximum = &window
-			c.Properties.MaximumPacketSize = &packet
-			return c, nil
-		},
-		ClientConfig: paho.ClientConfig{
-			ClientID:           s.cfg.ClientID,
-			Session:            session{state.NewInMemory()},
-			OnPublishReceived:  []func(paho.PublishReceived) (bool, error){s.receive},
-			OnClientError:      s.connectionFailed,
-			OnServerDisconnect: s.serverDisconnected,
-		},
+	c := s.link.clientConfig()
+	c.SessionExpiryInterval = uint32(s.cfg.SessionExpiry / time.Second)
+	c.AttemptConnection = s.connect
+	c.OnConnectionUp = s.connectionUp
+	c.ConnectPacketBuilder = func(c *paho.Connect, _ *url.URL) (*paho.Connect, error) {
+		c.Properties.ReceiveMaximum = &window
+		c.Properties.MaximumPacketSize = &packet
+		return c, nil
 	}
+	c.Session = session{state.NewInMemory()}
+	c.OnPublishReceived = []func(paho.PublishReceived) (bool, error){s.receive}
+	return c
 }
 
 // connect opens the transport for autopaho, which leaves the time limit to us.
@@ -100,35 +67,11 @@ func (s *Source) renew(c *conn) {
 	}
 }
 
-// backoff is the pause before attempt number attempt (from 0) of a series.
-func (s *Source) backoff(attempt int) time.Duration {
-	s.mu.Lock()
-	failures := attempt + s.failures
-	if s.everUp {
-		failures++ // even after a long life: all instances lost the broker at once
-	}
-	s.mu.Unlock()
-	return pause(failures, s.cfg.MinBackoff, s.cfg.MaxBackoff)
-}
-
-// pause doubles from least to most and takes a random half off.
-func pause(failures int, least, most time.Duration) time.Duration {
-	if failures == 0 {
-		return 0
-	}
-	d := most
-	if shift := failures - 1; shift < 20 {
-		d = min(most, least<<shift)
-	}
-	return d - rand.N(d/2+1)
-}
-
 // connectionUp runs in autopaho's loop and must not block.
 func (s *Source) connectionUp(manager *autopaho.ConnectionManager, ack *paho.Connack) {
 	s.counters.connections.Add(1)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.everUp && !ack.SessionPresent {
+	first := s.link.connected(errors.New("mqtt: subscribing"))
+	if !first && !ack.SessionPresent {
 		s.log.Error("the broker has lost our session: what it held for us is gone from the MQTT path")
 	}
 	if p := ack.Properties; p != nil && p.SessionExpiryInterval != nil {
@@ -137,11 +80,11 @@ func (s *Source) connectionUp(manager *autopaho.ConnectionManager, ack *paho.Con
 				"asked", s.cfg.SessionExpiry, "granted", granted)
 		}
 	}
-	s.up, s.everUp, s.upSince, s.downBy = true, true, time.Now(), nil
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.closed {
 		return
 	}
-	s.report(errors.New("mqtt: subscribing"))
 	c := s.current.Load()
 	s.workers.Add(1)
 	go func() {
@@ -150,28 +93,16 @@ func (s *Source) connectionUp(manager *autopaho.ConnectionManager, ack *paho.Con
 	}()
 }
 
-// report sets the health unless the source's own end has set it for good.
-// Source.mu is held.
-func (s *Source) report(err error) {
-	select {
-	case <-s.stop:
-	default:
-		if !s.closed {
-			s.health = err
-		}
-	}
-}
-
 // subscribe asks until the broker has granted everything or c is gone. What
 // the session was subscribed to keeps coming meanwhile.
 func (s *Source) subscribe(manager *autopaho.ConnectionManager, c *conn) {
 	for failures := 1; ; failures++ {
 		err := s.subscribeOnce(manager)
-		s.mu.Lock()
-		if s.up && s.current.Load() == c {
-			s.report(err)
+		s.link.mu.Lock()
+		if s.link.up && s.current.Load() == c {
+			s.link.report(err)
 		}
-		s.mu.Unlock()
+		s.link.mu.Unlock()
 		if err == nil {
 			s.log.Info("subscribed", "topics", s.cfg.topics())
 			return
@@ -223,71 +154,4 @@ func (s *Source) subscribeOnce(manager *autopaho.ConnectionManager) error {
 		return fmt.Errorf("mqtt: subscribe: %w", err)
 	}
 	return nil
-}
-
-// connectFailed hears of every attempt that failed.
-func (s *Source) connectFailed(err error) {
-	err = connectError(err)
-	if errors.Is(err, errIntakeEnded) {
-		return
-	}
-	s.log.Warn("connecting to the MQTT broker failed", "err", err)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.report(fmt.Errorf("mqtt: cannot connect to %s: %w", s.broker.Host, err))
-}
-
-// connectionFailed and serverDisconnected hear why a connection ended, before
-// or after connectionDown.
-func (s *Source) connectionFailed(err error) { s.ended(err) }
-
-func (s *Source) serverDisconnected(d *paho.Disconnect) {
-	if d.ReasonCode == codeTakenOver {
-		s.log.Error("another MQTT client uses our client ID and has taken our session; give each instance a ClientID of its own")
-	}
-	s.ended(fmt.Errorf("the broker ended the connection: %s", reason(d.ReasonCode)))
-}
-
-func (s *Source) ended(why error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.downBy = why
-	if !s.up {
-		s.report(s.lost())
-	}
-}
-
-// connectionDown tells autopaho whether to reconnect.
-func (s *Source) connectionDown() bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.up = false
-	if time.Since(s.upSince) < stableAfter {
-		s.failures++
-	} else {
-		s.failures = 0
-	}
-	err := s.lost()
-	s.report(err)
-	s.log.Warn("the MQTT connection is lost", "err", err)
-	select {
-	case <-s.stop:
-		return false
-	default:
-		return true
-	}
-}
-
-// lost says that and why there is no connection. Source.mu is held.
-func (s *Source) lost() error {
-	why := s.downBy
-	if why == nil {
-		why = errors.New("closed")
-	}
-	if s.failures >= suspicious {
-		// Mosquitto 2.0.11 closes the loser of a takeover without a reason.
-		why = fmt.Errorf("%w (for the %dth time within %s of connecting: does another client use the client ID %q?)",
-			why, s.failures, stableAfter, s.cfg.ClientID)
-	}
-	return fmt.Errorf("mqtt: the connection to %s is lost: %w; reconnecting", s.broker.Host, why)
 }

@@ -16,12 +16,12 @@ func TestTakenOverIsNamed(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		s.up = true
-		takenOver := func() { s.serverDisconnected(&paho.Disconnect{ReasonCode: codeTakenOver}) }
+		s.link.up = true
+		takenOver := func() { s.link.serverDisconnected(&paho.Disconnect{ReasonCode: codeTakenOver}) }
 		if reasonFirst {
 			takenOver()
 		}
-		s.connectionDown()
+		s.link.connectionDown()
 		if !reasonFirst {
 			takenOver()
 		}
@@ -55,9 +55,7 @@ func TestHealthAfterTheEnd(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.endIntake()
-	s.mu.Lock()
-	s.report(nil)
-	s.mu.Unlock()
+	s.link.say(nil)
 	if err := s.Health(); !errors.Is(err, errIntakeEnded) {
 		t.Errorf("Health = %v", err)
 	}

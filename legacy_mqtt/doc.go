@@ -25,7 +25,23 @@
 // held keeps back all PUBACKs behind it, and when a whole Window is kept back
 // the broker stops sending.
 //
+// The order of arrival also tells when everything that came before a message is
+// settled (pipeline.OrderedReceipt), which is how a sentinel proves that nothing is
+// left in a session. Every session has a subscription to sentinels of its own, also
+// where the others are shared.
+//
 // A connection's ledger dies with it. A copy that came by a dead connection can
 // no longer be acknowledged, and its PUBACK can never go to another connection,
 // where its packet identifier may stand for a different message.
+//
+// # Shared subscriptions
+//
+// Mosquitto 2.0.11 does not keep shared subscriptions over a restart: what is
+// published until the members have subscribed anew goes to none of them. Where that
+// matters, leave Config.Group empty.
+//
+// # Publishing
+//
+// [Publisher] has a connection of its own, so that what is held here never holds up
+// what goes to devices.
 package legacy_mqtt

@@ -13,12 +13,16 @@ import (
 // another client has connected with the same client ID.
 const codeTakenOver = 0x8E
 
+// codeNotAuthorized: the access rules do not allow it.
+const codeNotAuthorized = 0x87
+
 // reason puts an MQTT 5 reason code (section 2.4) into an operator's words.
 func reason(code byte) string {
 	text, ok := map[byte]string{
 		0x80: "unspecified error",
 		0x81: "malformed packet",
 		0x82: "protocol error",
+		0x83: "refused for a reason of the broker's own; see its log",
 		0x84: "the broker does not speak MQTT 5",
 		0x85: "client ID not valid; change ClientID",
 		0x86: "bad user name or password; check Username, Password",
@@ -30,8 +34,12 @@ func reason(code byte) string {
 		0x8D: "keep-alive timed out",
 		0x8E: "another client uses the same client ID; give each instance a ClientID of its own",
 		0x8F: "topic filter not valid; check Filters",
+		0x90: "topic name not valid",
 		0x93: "receive maximum exceeded",
-		0x97: "quota exceeded",
+		0x95: "packet too large for the broker",
+		0x97: "quota exceeded; raise the broker's limits for this user",
+		0x99: "payload not in the format that it is said to have",
+		0x9A: "the broker does not retain messages",
 		0x98: "ended by the broker's administrator",
 		0x9C: "use another server",
 		0x9D: "server has moved",

@@ -13,7 +13,7 @@ var errSettled = errors.New("mqtt: the copy is settled already; each copy is set
 type receipt struct {
 	source   *Source
 	conn     *conn
-	seq      uint64 // in conn's ledger; unused for QoS 0
+	seq      uint64 // in conn's ledger, or for QoS 0 in the source's
 	arrived  time.Time
 	qos0     bool
 	finished atomic.Bool
@@ -26,11 +26,40 @@ func (r *receipt) Ack() error {
 		return errSettled
 	}
 	defer r.source.letGo()
-	if !r.qos0 {
-		if err := r.conn.settle(r.seq, ackGiven); err != nil {
-			r.source.counters.ackErrors.Add(1)
-			return err
-		}
+	if r.qos0 {
+		r.source.unconfirmed.settle(r.seq)
+	} else if err := r.conn.settle(r.seq, ackGiven); err != nil {
+		r.source.counters.ackErrors.Add(1)
+		return err
+	}
+	r.source.counters.acked.Add(1)
+	return nil
+}
+
+// AckThen acknowledges the copy as Ack does, and has then called once every copy that
+// came before it in this session is settled: their PUBACKs and its own are on their
+// way, in that order, and QoS 0 messages among them are done with too.
+//
+// then may be called before AckThen returns or much later, in a goroutine that has
+// other work to do, so it must not block. It is not called at all where the connection
+// ends too early, or a copy before this one is given back; the broker then sends both
+// again. The error is that of Ack; then is not called after one.
+func (r *receipt) AckThen(then func()) error {
+	if !r.finished.CompareAndSwap(false, true) {
+		return errSettled
+	}
+	defer r.source.letGo()
+	settled := func() { r.source.unconfirmed.after(then) }
+	var err error
+	if r.qos0 {
+		r.source.unconfirmed.settle(r.seq)
+		err = r.conn.after(r.conn.arrived(), settled)
+	} else {
+		err = r.conn.settleThen(r.seq, settled)
+	}
+	if err != nil {
+		r.source.counters.ackErrors.Add(1)
+		return err
 	}
 	r.source.counters.acked.Add(1)
 	return nil
@@ -46,6 +75,7 @@ func (r *receipt) Release() error {
 	defer r.source.letGo()
 	r.source.counters.released.Add(1)
 	if r.qos0 {
+		r.source.unconfirmed.settle(r.seq)
 		return nil
 	}
 	if err := r.conn.settle(r.seq, ackReleased); !errors.Is(err, ErrConnectionGone) {

@@ -26,7 +26,7 @@ var (
 // Close once.
 type Source struct {
 	cfg      Config
-	broker   *url.URL
+	link     *link
 	log      *slog.Logger
 	counters counters
 
@@ -43,9 +43,10 @@ type Source struct {
 	// current is the newest connection. autopaho opens one only after the one
 	// before has ended with all its goroutines, so within paho's handler it is
 	// the connection by which the message came.
-	current  atomic.Pointer[conn]
-	room     chan struct{} // in hand fell below the hard limit
-	lastFull atomic.Int64  // when the hard limit was last logged, Unix seconds
+	current     atomic.Pointer[conn]
+	unconfirmed unconfirmed
+	room        chan struct{} // in hand fell below the hard limit
+	lastFull    atomic.Int64  // when the hard limit was last logged, Unix seconds
 
 	closeOnce sync.Once
 	closeErr  error
@@ -55,7 +56,6 @@ type Source struct {
 	manager *autopaho.ConnectionManager
 	running bool
 	closed  bool
-	status
 }
 
 // New checks cfg and makes a source that is not connected yet. Its error is
@@ -68,19 +68,16 @@ func New(cfg Config) (*Source, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mqtt: URL: %w", err)
 	}
-	log := cfg.Logger
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
 	life, end := context.WithCancel(context.Background())
-	return &Source{
-		cfg: cfg, broker: broker,
-		log:  log.With("broker", broker.Host, "client_id", cfg.ClientID),
+	s := &Source{
+		cfg:  cfg,
 		life: life, end: end,
-		stop:   make(chan struct{}),
-		room:   make(chan struct{}, 1),
-		status: status{health: errNotStarted},
-	}, nil
+		stop: make(chan struct{}),
+		room: make(chan struct{}, 1),
+	}
+	s.link = newLink(&s.cfg, cfg.ClientID, broker, errNotStarted)
+	s.log = s.link.log
+	return s, nil
 }
 
 // Run connects and delivers until ctx ends; see bridge.Source. It is called
@@ -108,16 +105,15 @@ func (s *Source) start(deliver func(pipeline.Delivery)) error {
 	case s.running:
 		return errors.New("mqtt: Run was called twice; make a source for each run")
 	}
-	if s.cfg.exposesPassword(s.broker) {
-		s.log.Warn("the MQTT password crosses the network in clear; use mqtts:// or wss://")
-	}
+	s.link.warnClearPassword()
 	s.running = true
 	s.deliver = deliver
-	s.health = fmt.Errorf("mqtt: connecting to %s", s.broker.Host)
+	s.link.say(fmt.Errorf("mqtt: connecting to %s", s.link.broker.Host))
 	manager, err := autopaho.NewConnection(context.Background(), s.clientConfig())
 	if err != nil {
-		s.health = fmt.Errorf("mqtt: start client: %w", err)
-		return s.health
+		err = fmt.Errorf("mqtt: start client: %w", err)
+		s.link.say(err)
+		return err
 	}
 	s.manager = manager
 	return nil
@@ -132,7 +128,7 @@ func (s *Source) endIntake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.closed {
-		s.health = errIntakeEnded
+		s.link.conclude(errIntakeEnded)
 	}
 }
 
@@ -151,7 +147,9 @@ func (s *Source) receive(pr paho.PublishReceived) (bool, error) {
 	default:
 	}
 	r := &receipt{source: s, conn: c, arrived: time.Now(), qos0: pr.Packet.QoS == 0}
-	if !r.qos0 {
+	if r.qos0 {
+		r.seq = s.unconfirmed.expect()
+	} else {
 		r.seq = c.expect(pr.Packet.PacketID)
 	}
 	s.counters.received.Add(1)
@@ -217,7 +215,7 @@ func (s *Source) Close(ctx context.Context) error {
 func (s *Source) close(ctx context.Context) error {
 	s.mu.Lock()
 	s.closed = true
-	s.health = errClosed
+	s.link.conclude(errClosed)
 	manager := s.manager
 	s.mu.Unlock()
 	defer s.workers.Wait()
@@ -232,15 +230,11 @@ func (s *Source) close(ctx context.Context) error {
 		if c := s.current.Load(); c != nil {
 			_ = c.Conn.Close() // the error that counts is err
 		}
-		return fmt.Errorf("mqtt: disconnect from %s: %w; acknowledged messages may come again", s.broker.Host, err)
+		return fmt.Errorf("mqtt: disconnect from %s: %w; acknowledged messages may come again", s.link.broker.Host, err)
 	}
 	return nil
 }
 
 // Health is nil while the source is connected and subscribed, and otherwise
 // says what is missing and what to do.
-func (s *Source) Health() error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.health
-}
+func (s *Source) Health() error { return s.link.health() }

@@ -57,3 +57,14 @@ type Receipt interface {
 	// keeps; for MQTT the time of arrival.
 	Occurred() time.Time
 }
+
+// OrderedReceipt is the Receipt of a source that acknowledges in the order of arrival.
+type OrderedReceipt interface {
+	Receipt
+	// AckThen is Ack, and has then called once everything that arrived before this copy
+	// by the same session is settled too. It may be called before AckThen returns or
+	// much later, by a goroutine with other work to do, so it must not block; it is never
+	// called when the connection ends before, or where there is an error. The copy then
+	// comes again.
+	AckThen(then func()) error
+}

@@ -25,10 +25,28 @@ type Identity struct {
 	// Anonymous messages carry nothing that tells a repeat from a copy: the ledger
 	// compares when they occurred (AnonymousWindow).
 	Anonymous bool
+	// Explicit messages carry an ID of the device's own; Digest then tells whether
+	// two copies agree on the content.
+	Explicit bool
+	Digest   int64
 	// Occurred is when this copy came into being (see Receipt.Occurred, and the
 	// envelope's "ts"). It is set only where it is needed: for anonymous messages
 	// and for those without a time of their own.
 	Occurred time.Time
+}
+
+// Known is what the ledger, or an instance's memory of it, says of a copy's message.
+type Known struct {
+	// Durable: the message has taken effect, so this copy may be acknowledged.
+	Durable bool
+	// Differs: the copy that counted carries the same ID of the device's own, and
+	// other content.
+	Differs bool
+	// Digest is that of the copy that counted, where the ledger itself was asked
+	// about an explicit message; otherwise 0.
+	Digest int64
+	// Age is how long ago the message was committed, if it is durable: 0 or more.
+	Age time.Duration
 }
 
 // SameOccurrence reports whether two anonymous copies of equal content count as

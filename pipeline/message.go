@@ -21,10 +21,6 @@ type Message struct {
 	Username string
 
 	Identity
-	// Explicit messages carry an ID of the device's own; Digest then tells whether
-	// two copies agree on the content.
-	Explicit bool
-	Digest   int64
 
 	// Time is the device's own time (payload "ts"), or Occurred where there is none
 	// that can be read. Microseconds, UTC.

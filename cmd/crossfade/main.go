@@ -2,7 +2,7 @@
 // tenant by tenant, with the way back always open.
 //
 // Exit codes: 0 done, 1 error, 2 usage or configuration, 3 the answer is no
-// (not ready, not reached in time, not reconciled).
+// (not ready, not reached in time, not reconciled), 4 not the revision expected.
 package main
 
 import (
@@ -36,6 +36,7 @@ const (
 	exitError
 	exitUsage
 	exitNo
+	exitStale
 )
 
 // Errors that only choose the exit code, since the answer has been printed.
@@ -50,6 +51,12 @@ type cli struct {
 	Migrate    migrateCommand    `cmd:"" help:"Bring the database's tables up to date, or adopt a database that has them."`
 	Status     statusCommand     `cmd:"" help:"Show every tenant's wished and actual stage, and the instances."`
 	Flip       flipCommand       `cmd:"" help:"Wish a stage for tenants: jetstream to move them, mqtt to bring them back."`
+	Rollback   rollbackCommand   `cmd:"" help:"Give MQTT its authority back at once, ahead of everything else."`
+	Rollout    rolloutCommand    `cmd:"" help:"Move many tenants wave by wave, and look at each wave before the next."`
+	Hold       holdCommand       `cmd:"" help:"Keep tenants in the stage in which they are."`
+	Release    releaseCommand    `cmd:"" help:"End a hold."`
+	History    historyCommand    `cmd:"" help:"Show who changed stages, why, and on what evidence."`
+	Forget     forgetCommand     `cmd:"" help:"Stop waiting for the MQTT session of an instance that will not return."`
 	Config     configCommand     `cmd:"" help:"Look at the configuration without starting."`
 	Quarantine quarantineCommand `cmd:"" help:"Look at quarantined messages, replay or delete them."`
 	Health     healthCommand     `cmd:"" help:"Ask the instance on this host whether it is ready."`
@@ -65,10 +72,11 @@ Examples:
   crossfade migrate --database-url postgres://localhost/iot
   crossfade config check --config crossfade.yaml
   crossfade run --config crossfade.yaml
-  crossfade flip acme jetstream --reason "wave 1"
+  crossfade flip acme jetstream --reason "wave 1" --wait
   crossfade status --watch
+  crossfade rollback acme
 
-Exit codes: 0 done, 1 error, 2 usage or configuration, 3 the answer is no (not ready, not reached, not reconciled).`
+Exit codes: 0 done, 1 error, 2 usage or configuration, 3 the answer is no (not ready, not reached, not reconciled), 4 not the revision expected.`
 
 // console is where a command talks to people and programs.
 type console struct {
@@ -143,6 +151,8 @@ func exitCode(err error, stderr io.Writer) int {
 		return exitUsage
 	case errors.Is(err, errNo):
 		return exitNo
+	case errors.Is(err, errStale):
+		return exitStale
 	}
 	return exitError
 }

@@ -2,23 +2,21 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"fmt"
-	"io"
-	"maps"
 	"slices"
-	"text/tabwriter"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/bridge"
-	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/config"
 )
 
 type statusCommand struct {
+	Tenants  []string        `arg:"" optional:"" name:"tenant" help:"Tell all there is to tell of these tenants. Without any, a table of all."`
 	Watch    bool            `short:"w" help:"Show it again and again until interrupted."`
 	Interval time.Duration   `default:"2s" help:"Time between two looks with --watch, 100ms or more."`
 	Output   string          `enum:"text,json" default:"text" help:"Form of the answer: ${enum}. With --watch, one JSON document per line."`
@@ -28,25 +26,16 @@ type statusCommand struct {
 
 // Help is shown by --help below the summary.
 func (statusCommand) Help() string {
-	return `WANTED is what the flag says, STAGE what is; in the stages shadow and live both paths stay subscribed, so the way back is open.
+	return `WANTED is what the flag says, STAGE what is. MQTT and JETSTREAM say how long a sentinel last took on each path until all before it was settled; they are measured in the stages shadow and live, about once a minute. PARITY is how well the two paths agreed over the last 10 minutes: inconclusive without traffic.
+
+Exit code 3 when a tenant is named that nobody knows.
 
 Examples:
 
   crossfade status
+  crossfade status acme
   crossfade status --watch --interval 1s
-  crossfade status --output json | jq '.tenants[] | select(.stage == "live")'`
-}
-
-// tenantStatus is a line of the answer.
-type tenantStatus struct {
-	Tenant    string      `json:"tenant"`
-	Wanted    string      `json:"wanted"`
-	WantedWhy string      `json:"wanted_why"`
-	Stage     stage.Stage `json:"stage"`
-	Authority string      `json:"authoritative"`
-	Revision  int64       `json:"revision"`
-	Since     *time.Time  `json:"since,omitempty"`
-	Note      string      `json:"note,omitempty"`
+  crossfade status --output json | jq '.tenants[] | select(.waits_for) | {tenant, waits_for, left_seconds}'`
 }
 
 type statusAnswer struct {
@@ -66,8 +55,8 @@ func (s *statusCommand) Run(ctx context.Context, c *console) error {
 	}
 	defer pool.Close()
 	for {
-		answer, err := readStatus(ctx, pool)
-		if ctx.Err() != nil {
+		answer, err := s.read(ctx, pool)
+		if s.Watch && ctx.Err() != nil {
 			return nil
 		}
 		if err != nil {
@@ -87,118 +76,118 @@ func (s *statusCommand) Run(ctx context.Context, c *console) error {
 	}
 }
 
-func readStatus(ctx context.Context, pool *pgxpool.Pool) (statusAnswer, error) {
-	a := statusAnswer{At: time.Now().UTC()}
-	wishes, err := flags.OpenStore(pool).List(ctx)
+func (s *statusCommand) read(ctx context.Context, pool *pgxpool.Pool) (statusAnswer, error) {
+	o, err := readOverview(ctx, pool)
 	if err != nil {
-		return a, err
+		return statusAnswer{}, err
 	}
-	facts, err := bridge.Facts(ctx, pool)
+	names := o.names()
+	if len(s.Tenants) > 0 {
+		for _, t := range s.Tenants {
+			if _, known := slices.BinarySearch(names, t); !known {
+				return statusAnswer{}, fmt.Errorf("%w: tenant %s has no device, no stage and no wish: check the name", errNo, printable(t))
+			}
+		}
+		names = slices.Compact(slices.Sorted(slices.Values(s.Tenants)))
+	}
+	if err := o.addInstances(ctx, pool); err != nil {
+		return statusAnswer{}, err
+	}
+	if o.latencies, err = control.Latencies(ctx, pool); err != nil {
+		return statusAnswer{}, err
+	}
+	windows, err := parity.Windows(ctx, pool, names, o.at.Add(-parityWindow))
 	if err != nil {
-		return a, err
+		return statusAnswer{}, err
 	}
-	names, err := bridge.Tenants(ctx, pool)
-	if err != nil {
-		return a, err
-	}
-	if a.Instances, err = bridge.Instances(ctx, pool); err != nil {
-		return a, err
-	}
-	alive := slices.ContainsFunc(a.Instances, func(i bridge.Instance) bool { return i.Alive })
-	byName := make(map[string]bridge.Fact, len(facts))
-	for _, f := range facts {
-		byName[f.Tenant] = f
-		names = append(names, f.Tenant)
-	}
-	for _, t := range wishes.Targets {
-		names = append(names, t.Tenant)
-	}
-	slices.Sort(names)
-	for _, name := range slices.Compact(names) {
-		a.Tenants = append(a.Tenants, tenantLine(name, byName, wishes, alive))
+	a := statusAnswer{At: o.at, Tenants: make([]tenantStatus, 0, len(names)), Instances: o.instances}
+	for i, name := range names {
+		t := o.tenant(name, windows[i])
+		if len(s.Tenants) > 0 && t.Parity.Mismatched > 0 {
+			if err := t.Parity.addSamples(ctx, pool, name); err != nil {
+				return a, err
+			}
+		}
+		a.Tenants = append(a.Tenants, t)
 	}
 	return a, nil
 }
 
-func tenantLine(name string, facts map[string]bridge.Fact, wishes flags.Wishes, alive bool) tenantStatus {
-	t := tenantStatus{Tenant: name}
-	wish, why, ok := wishes.For(name)
-	if ok {
-		t.Wanted, t.WantedWhy = string(wish), string(why)
-	}
-	f, known := facts[name]
-	if known {
-		since := f.Since.UTC()
-		t.Stage, t.Revision, t.Since = f.Stage, f.Revision, &since
-		t.Authority = f.Stage.Authoritative().String()
-	}
-	switch {
-	case !ok:
-		t.Note = "no flag says what is wanted: it stays where it is"
-	case !known && !alive:
-		t.Note = "no instance is running"
-	case !known:
-		t.Note = "no instance has seen it yet"
-	case stage.Toward(stage.Stage(wish)) == f.Stage:
-		if stage.Stage(wish) != f.Stage {
-			t.Note = "both paths stay subscribed: the other one stands by"
-		}
-	case alive:
-		t.Note = "moving"
-	default:
-		t.Note = "waits: no instance is running"
-	}
-	return t
+// parityWindow is how far back status looks for its verdict.
+const parityWindow = 10 * time.Minute
+
+// overview is what the tables say of tenants, read within a moment.
+type overview struct {
+	at        time.Time // PostgreSQL's clock, by which all times in it are
+	facts     map[string]control.Fact
+	devices   []string // tenants that have one, by name
+	wishes    flags.Wishes
+	holds     map[string]control.Held
+	instances []bridge.Instance // status and plans only, like latencies
+	latencies map[string]control.Latency
 }
 
-func (s *statusCommand) show(c *console, a statusAnswer) error {
-	if s.Output == "json" {
-		e := json.NewEncoder(c.out)
-		if !s.Watch {
-			e.SetIndent("", "  ")
-		}
-		return e.Encode(a)
+func readOverview(ctx context.Context, pool *pgxpool.Pool) (*overview, error) {
+	o := &overview{facts: make(map[string]control.Fact), holds: make(map[string]control.Held)}
+	if err := pool.QueryRow(ctx, `SELECT now()`).Scan(&o.at); err != nil {
+		return nil, fmt.Errorf("ask PostgreSQL for the time: %w", err)
 	}
-	if s.Watch && c.terminal {
-		fmt.Fprint(c.out, "\x1b[H\x1b[2J")
+	o.at = o.at.UTC()
+	var err error
+	if o.wishes, err = flags.OpenStore(pool).List(ctx); err != nil {
+		return nil, err
 	}
-	if err := showTenants(c.out, a); err != nil {
-		return err
+	facts, err := control.Facts(ctx, pool)
+	if err != nil {
+		return nil, err
 	}
-	return showInstances(c.out, a)
+	for _, f := range facts {
+		o.facts[f.Tenant] = f
+	}
+	if o.devices, err = control.Tenants(ctx, pool); err != nil {
+		return nil, err
+	}
+	slices.Sort(o.devices) // the database's collation may order otherwise
+	holds, err := control.Holds(ctx, pool)
+	if err != nil {
+		return nil, err
+	}
+	for _, h := range holds {
+		o.holds[h.Tenant] = h
+	}
+	return o, nil
 }
 
-func showTenants(out io.Writer, a statusAnswer) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "TENANT\tWANTED\tSTAGE\tAUTHORITATIVE\tREV\tSINCE\tNOTE")
-	for _, t := range a.Tenants {
-		since := "-"
-		if t.Since != nil {
-			since = t.Since.Format(time.DateTime)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%d\t%s\t%s\n", t.Tenant, dash(t.Wanted), dash(string(t.Stage)), dash(t.Authority), t.Revision, since, t.Note)
-	}
-	return w.Flush()
+// addInstances reads what instances say. It is not read where it is not needed: a
+// rollback must not fail over it.
+func (o *overview) addInstances(ctx context.Context, pool *pgxpool.Pool) (err error) {
+	o.instances, err = bridge.Instances(ctx, pool)
+	return err
 }
 
-func showInstances(out io.Writer, a statusAnswer) error {
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "\nINSTANCE\tVERSION\tSEEN\tSTATE")
-	for _, i := range a.Instances {
-		state := "ok"
-		if !i.Alive {
-			state = "gone without signing off"
-		}
-		for _, name := range slices.Sorted(maps.Keys(i.Checks)) {
-			if check := i.Checks[name]; i.Alive && !check.OK {
-				state = name + ": " + check.Error
-				break
-			}
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s ago\t%s\n", i.ID, dash(i.Version), a.At.Sub(i.SeenAt).Round(time.Second), state)
+// names are those of all tenants that have a device, a stage or a wish of their own.
+func (o *overview) names() []string {
+	names := slices.Clone(o.devices)
+	for name := range o.facts {
+		names = append(names, name)
 	}
-	if len(a.Instances) == 0 {
-		fmt.Fprintln(w, "none\t\t\tno instance has signed on")
+	for _, t := range o.wishes.Targets {
+		names = append(names, t.Tenant)
 	}
-	return w.Flush()
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// held returns the hold under which a tenant is: its own, or that of all.
+func (o *overview) held(tenant string) (control.Held, bool) {
+	if h, ok := o.holds[tenant]; ok {
+		return h, true
+	}
+	h, ok := o.holds[control.Everybody]
+	return h, ok
+}
+
+// alive reports whether any instance runs: otherwise nothing moves.
+func (o *overview) alive() bool {
+	return slices.ContainsFunc(o.instances, func(i bridge.Instance) bool { return i.Alive })
 }

@@ -65,6 +65,12 @@ func (q *Queue[T]) Wake() <-chan struct{} { return q.wake }
 // Take appends up to limit items to dst. It waits for the first one, and after
 // that no longer than linger for more; it returns dst as it is once ctx ends.
 func (q *Queue[T]) Take(ctx context.Context, dst []T, limit int, linger time.Duration) []T {
+	return q.TakeWeighed(ctx, dst, limit, linger, nil, 0)
+}
+
+// TakeWeighed is Take for items that weigh something: it takes no more of them than
+// weigh most together, but always one. weight must not use the queue.
+func (q *Queue[T]) TakeWeighed(ctx context.Context, dst []T, limit int, linger time.Duration, weight func(*T) int, most int) []T {
 	select {
 	case <-ctx.Done():
 		return dst
@@ -78,14 +84,19 @@ func (q *Queue[T]) Take(ctx context.Context, dst []T, limit int, linger time.Dur
 		}
 		t.Stop()
 	}
-	return q.Poll(dst, limit)
+	return q.poll(dst, limit, weight, most)
 }
 
 // Poll appends up to limit items to dst without waiting.
-func (q *Queue[T]) Poll(dst []T, limit int) []T {
+func (q *Queue[T]) Poll(dst []T, limit int) []T { return q.poll(dst, limit, nil, 0) }
+
+func (q *Queue[T]) poll(dst []T, limit int, weight func(*T) int, most int) []T {
 	q.mu.Lock()
 	taken := q.items[q.head:]
 	taken = taken[:min(limit, len(taken))]
+	if weight != nil {
+		taken = taken[:lightest(taken, weight, most)]
+	}
 	dst = append(dst, taken...)
 	clear(taken) // what is taken must not be kept alive from here
 	q.head += len(taken)
@@ -101,4 +112,16 @@ func (q *Queue[T]) Poll(dst []T, limit int) []T {
 		q.signal()
 	}
 	return dst
+}
+
+// lightest is how many items from the first on weigh no more than most, 1 at least
+// where there is one.
+func lightest[T any](items []T, weight func(*T) int, most int) int {
+	sum := 0
+	for i := range items {
+		if sum += weight(&items[i]); sum > most && i > 0 {
+			return i
+		}
+	}
+	return len(items)
 }

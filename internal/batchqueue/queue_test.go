@@ -2,6 +2,7 @@ package batchqueue_test
 
 import (
 	"context"
+	"slices"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -65,5 +66,21 @@ func TestEveryItemIsTakenOnceInOrder(t *testing.T) {
 	takers.Wait()
 	if left != 0 || q.Len() != 0 {
 		t.Fatalf("%d not taken, %d left in the queue", left, q.Len())
+	}
+}
+
+// TestTakeWeighed: a batch ends before it is too heavy, what is left is taken next,
+// and an item that alone is too heavy is taken alone.
+func TestTakeWeighed(t *testing.T) {
+	q := batchqueue.New[int]()
+	q.PutAll([]int{4, 4, 2, 1, 30, 1, 9, 1, 0, 1, 1, 1})
+	itself := func(n *int) int { return *n }
+	for _, want := range [][]int{{4, 4, 2}, {1}, {30}, {1, 9}, {1, 0, 1, 1}, {1}} {
+		if got := q.TakeWeighed(t.Context(), nil, 4, 0, itself, 10); !slices.Equal(got, want) {
+			t.Errorf("took %v, want %v", got, want)
+		}
+	}
+	if q.Len() != 0 {
+		t.Errorf("%d are left", q.Len())
 	}
 }

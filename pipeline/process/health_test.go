@@ -24,7 +24,7 @@ func TestHealthIsNotClearedByAnotherWorker(t *testing.T) {
 	failed, mended, done := make(chan struct{}, 100), make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		_ = stuck.retry(context.Background(), func() error {
+		_ = stuck.retry(context.Background(), 1, func() error {
 			select {
 			case <-mended:
 				return nil
@@ -36,7 +36,7 @@ func TestHealthIsNotClearedByAnotherWorker(t *testing.T) {
 	}()
 	<-failed
 	<-failed // it has come round once, so the first failure is noted
-	if err := fine.retry(t.Context(), func() error { return nil }); err != nil {
+	if err := fine.retry(t.Context(), 1, func() error { return nil }); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.Health(); !errors.Is(err, store.ErrUnavailable) {

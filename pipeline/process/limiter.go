@@ -2,6 +2,7 @@ package process
 
 import (
 	"hash/maphash"
+	"sync"
 	"time"
 
 	"github.com/crossfade-io/crossfade/pipeline/check"
@@ -17,7 +18,8 @@ const maxLimited = 1_000_000
 const limiterBacklog = 24 * time.Hour
 
 // limiter is check 7: a token bucket per device, charged for messages that take
-// effect. It belongs to one worker, which has all of a device's messages.
+// effect. It belongs to one worker, which has all of a device's messages, and may be
+// used concurrently by it and by what tries again what the worker has set aside.
 //
 // Buckets fill as time passes, and as the messages' own times move on, whichever
 // is more: what was sent at a fair rate is not over the limit because a broker held
@@ -26,6 +28,7 @@ const limiterBacklog = 24 * time.Hour
 type limiter struct {
 	seed     maphash.Seed
 	size     int
+	mu       sync.Mutex
 	new, old map[uint64]bucket // by deviceHash
 
 	settings *check.Settings
@@ -47,12 +50,16 @@ func newLimiter(size int, seed maphash.Seed) *limiter {
 
 // begin sets what holds for the next batch.
 func (l *limiter) begin(now time.Time, s *check.Settings) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.now, l.settings = now.UnixMicro(), s
 }
 
 // charge takes a token from the device's bucket. Where there is none, the message
 // is over the limit and costs nothing.
 func (l *limiter) charge(e *store.Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	e.Rate = store.RateCharged
 	if l.settings.RateLimit == 0 {
 		return
@@ -89,6 +96,8 @@ func (l *limiter) fill(b *bucket, at int64) {
 // refund gives back what was charged for entries that turned out not to take
 // effect: another instance was faster while the batch was tried again.
 func (l *limiter) refund(entries []store.Entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	for i := range entries {
 		e := &entries[i]
 		if e.Fresh || e.Rate != store.RateCharged || l.settings.RateLimit == 0 {

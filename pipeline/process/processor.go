@@ -21,8 +21,11 @@ import (
 // item is a delivery and when it was submitted.
 type item struct {
 	pipeline.Delivery
-	at time.Time
+	at      time.Time
+	refused bool // by PostgreSQL, even for the quarantine, as was logged
 }
+
+func (it *item) bytes() int { return len(it.Body) }
 
 // Options of a Processor. DefaultOptions gives sensible ones.
 type Options struct {
@@ -31,6 +34,7 @@ type Options struct {
 	// IDMember is the payload member that holds a device's own message ID; empty for none.
 	IDMember string
 	// BatchSize is the most copies in one transaction, 1 to 10,000. Throughput halves at 500.
+	// Copies of more than 16 MiB together are several batches.
 	BatchSize int
 	// Linger is how long a batch that is not full waits for more.
 	Linger time.Duration
@@ -108,9 +112,9 @@ func validSettings(s *check.Settings) error {
 type Processor struct {
 	options  Options
 	store    *store.Store
+	brief    *store.Store // the same, waiting briefly for locks
 	workers  []*worker
 	current  atomic.Pointer[check.Settings]
-	held     held
 	seed     maphash.Seed
 	recent   *recent
 	registry *registry
@@ -119,6 +123,7 @@ type Processor struct {
 	log      *slog.Logger
 
 	inHand  atomic.Int64          // submitted and not settled
+	locks   atomic.Int64          // batches that look for who is locked, and devices that are
 	failing atomic.Int64          // workers that cannot write their batch,
 	trouble atomic.Pointer[error] // and why the last of them could not
 	ended   atomic.Bool           // Run has returned, or is about to
@@ -135,6 +140,7 @@ func New(s *store.Store, o Options) (*Processor, error) {
 	p := &Processor{
 		options:  o,
 		store:    s,
+		brief:    s.Waiting(briefly),
 		recent:   newRecent(o.RecentIDs),
 		registry: newRegistry(o.RegistryTTL, s, o.AutoProvision, o.Logger),
 		routes:   newRoutes(min(o.RegistryTTL, deafTTL), o.Logger, s.Routes),
@@ -142,7 +148,11 @@ func New(s *store.Store, o Options) (*Processor, error) {
 		seed:     maphash.MakeSeed(),
 	}
 	p.current.Store(&o.Settings)
-	p.held.wake = make(chan struct{}, 1)
+	if o.AutoProvision {
+		p.registry.provision = func(ctx context.Context, devices []store.NewDevice) ([]pipeline.DeviceKey, error, error) {
+			return p.patient().Provision(ctx, devices)
+		}
+	}
 	for range o.Workers {
 		p.workers = append(p.workers, newWorker(p))
 	}
@@ -183,30 +193,38 @@ func (p *Processor) Submit(d pipeline.Delivery) {
 
 // Recent tells what this instance remembers of the copy's message. That it is not
 // known to be durable means nothing: ask the ledger.
-func (p *Processor) Recent(c *pipeline.Identity) bool { return p.recent.holds(c) }
+func (p *Processor) Recent(c *pipeline.Identity) pipeline.Known { return p.recent.known(c) }
 
 // InHand is the number of copies submitted and not settled.
 func (p *Processor) InHand() int { return int(p.inHand.Load()) }
 
-// Health is nil while batches can be written, and otherwise says why not.
+// Health is nil while all messages can be written, and otherwise says why not. That
+// the messages of some devices wait for a lock is told after a second or so.
 func (p *Processor) Health() error {
 	if p.failing.Load() > 0 {
 		return *p.trouble.Load()
 	}
-	return p.held.trouble()
+	for _, w := range p.workers {
+		if err := w.held.trouble(); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Run works until ctx ends, once. What is in hand then is released, to come again.
 func (p *Processor) Run(ctx context.Context) {
 	var wg sync.WaitGroup
-	wg.Go(func() { p.retryHeld(ctx) })
 	for _, w := range p.workers {
 		wg.Go(func() { w.run(ctx) })
+		wg.Go(func() { w.held.run(ctx) })
 	}
 	wg.Wait()
 	p.ended.Store(true)
 	p.releaseQueued()
-	p.held.releaseAll(p)
+	for _, w := range p.workers {
+		w.held.releaseAll()
+	}
 }
 
 // workerOf gives all messages of a device to one worker: so they stay in order, and

@@ -120,7 +120,7 @@ func TestCommittedIsTold(t *testing.T) {
 			defer mu.Unlock()
 			for _, c := range ids {
 				told[c.ID] = true
-				if !r.Recent(&c) {
+				if !r.Recent(&c).Durable {
 					t.Errorf("%s is told durable, but not recent", c.ID)
 				}
 			}

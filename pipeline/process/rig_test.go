@@ -38,7 +38,9 @@ func newRig(t *testing.T, url string, change func(*process.Options)) *rig {
 	if _, err := migrations.Apply(t.Context(), url, nil); err != nil {
 		t.Fatal(err)
 	}
-	s, err := store.Open(t.Context(), store.DefaultConfig(url))
+	c := store.DefaultConfig(url)
+	c.LockTimeout = 500 * time.Millisecond
+	s, err := store.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
 	}

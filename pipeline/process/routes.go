@@ -159,11 +159,11 @@ func (r *routes) tell(problems []route.Problem) {
 
 // matchRoutes sets the routes of the batch's entries. It returns an error only when
 // ctx ended.
-func (w *worker) matchRoutes(ctx context.Context) error {
-	if !w.options.Routes || len(w.entries) == 0 {
+func (b *batch) matchRoutes(ctx context.Context) error {
+	if !b.options.Routes || len(b.entries) == 0 {
 		return nil
 	}
-	return w.retry(ctx, func() error { return w.routes.match(ctx, time.Now(), w.entries) })
+	return b.retry(ctx, len(b.entries), func() error { return b.routes.match(ctx, time.Now(), b.entries) })
 }
 
 // ForgetRoutes has a tenant's routes read again from the next batch on.

@@ -18,7 +18,12 @@ const (
 	lastRetry  = 5 * time.Second
 )
 
-// worker runs one batch at a time, of the devices that are its own.
+// maxBatchBytes bounds the bodies of a batch, unless a single one is longer. Decoded
+// they may take twelve times as much, all of them at once.
+const maxBatchBytes = 16 << 20
+
+// worker runs one batch at a time, of the devices that are its own, and beside it
+// tries again what it had to set aside.
 type worker struct {
 	*Processor
 	queue    *batchqueue.Queue[item]
@@ -27,51 +32,38 @@ type worker struct {
 	settings *check.Settings // of this batch
 	items    []item
 	messages []pipeline.Message
-	entries  []store.Entry
-	origin   []*item // of each entry
-	unjudged []int   // entries whose device is not in the cache,
-	devices  wanted  // and those devices
-	durable  []pipeline.Identity
+	batch    *batch
+	held     *held
 }
 
 func newWorker(p *Processor) *worker {
-	return &worker{
+	w := &worker{
 		Processor: p,
 		queue:     batchqueue.New[item](),
 		decoder:   pipeline.NewDecoder(p.options.IDMember),
 		messages:  make([]pipeline.Message, p.options.BatchSize),
 		limiter:   newLimiter(maxLimited/p.options.Workers, p.seed),
-		devices:   make(wanted),
 	}
+	w.batch = newBatch(p, w.limiter)
+	w.held = newHeld(p, w.limiter)
+	return w
 }
 
 func (w *worker) run(ctx context.Context) {
 	for ctx.Err() == nil {
 		clear(w.items)
-		w.items = w.queue.Take(ctx, w.items[:0], w.options.BatchSize, w.options.Linger)
+		w.items = w.queue.TakeWeighed(ctx, w.items[:0], w.options.BatchSize, w.options.Linger, (*item).bytes, maxBatchBytes)
 		if len(w.items) == 0 {
 			continue
 		}
 		w.metrics.batch.Observe(float64(len(w.items)))
-		w.batch(ctx)
+		w.read()
+		w.batch.run(ctx)
+		w.held.keep(w.batch)
 		for i := range w.items {
 			w.messages[i].Forget()
 		}
 	}
-}
-
-// batch settles every item, one way or the other.
-func (w *worker) batch(ctx context.Context) {
-	w.read()
-	if err := w.check(ctx); err != nil {
-		w.releaseAll(w.origin)
-		return
-	}
-	if err := w.matchRoutes(ctx); err != nil {
-		w.releaseAll(w.origin)
-		return
-	}
-	w.write(ctx, w.entries, w.origin)
 }
 
 // read decodes the items, sets aside those that need no transaction (downlink,
@@ -79,8 +71,7 @@ func (w *worker) batch(ctx context.Context) {
 // verdict at once, where the cache knows the device: what was just decoded is in
 // the CPU's cache too, and is not a batch later.
 func (w *worker) read() {
-	w.entries, w.origin, w.unjudged = w.entries[:0], w.origin[:0], w.unjudged[:0]
-	clear(w.devices)
+	w.batch.reset()
 	now := time.Now()
 	w.settings = w.current.Load()
 	w.limiter.begin(now, w.settings)
@@ -95,78 +86,36 @@ func (w *worker) read() {
 			w.metrics.byPath[it.Path].duplicate.Inc()
 			w.ack(it, now)
 		default:
-			w.entries = append(w.entries, store.Entry{Msg: m})
-			w.origin = append(w.origin, it)
-			w.judge(len(w.entries)-1, now)
+			waits := w.held.queues(m)
+			w.batch.add(store.Entry{Msg: m}, it)
+			w.judge(len(w.batch.entries)-1, now, waits)
 		}
 	}
 }
 
-// judge gives an entry its verdict, or notes that its device must be asked for.
-func (w *worker) judge(i int, now time.Time) {
-	e := &w.entries[i]
+// judge gives an entry its verdict, or notes that its device must be asked for. One
+// that waits behind others of its device is judged by its content only.
+func (w *worker) judge(i int, now time.Time, waits error) {
+	e := &w.batch.entries[i]
 	v := check.Content(check.Input{Message: e.Msg, Settings: w.settings, Now: now})
-	if e.Reason, e.Detail, e.Metered = v.Reason, v.Detail, v.Metered; v.Reason != pipeline.Accepted {
-		return
-	}
-	if device, ok := w.registry.cached(now, e.Msg); ok {
-		w.checkRegistry(e, device, now)
-		return
-	}
-	w.devices.add(e.Msg)
-	w.unjudged = append(w.unjudged, i)
-}
-
-func (w *worker) checkRegistry(e *store.Entry, device *pipeline.Device, now time.Time) {
-	e.Device = device
-	v := check.Registry(check.Input{Message: e.Msg, Device: device, Settings: w.settings, Now: now})
 	e.Reason, e.Detail, e.Metered = v.Reason, v.Detail, v.Metered
-}
-
-// check gives the entries that are left their verdict. It returns an error only
-// when ctx ended.
-func (w *worker) check(ctx context.Context) error {
-	if len(w.unjudged) == 0 {
-		return nil
-	}
-	if err := w.retry(ctx, func() error { return w.registry.lookup(ctx, time.Now(), w.devices) }); err != nil {
-		return err
-	}
-	now := time.Now()
-	for _, i := range w.unjudged {
-		e := &w.entries[i]
-		w.checkRegistry(e, w.devices.of(e.Msg), now)
-	}
-	return nil
-}
-
-// write commits entries and acknowledges their items. Where PostgreSQL refuses
-// the data it halves the batch until the culprit stands alone, and quarantines that.
-func (w *worker) write(ctx context.Context, entries []store.Entry, origin []*item) {
-	if len(entries) == 0 {
-		return
-	}
-	err := w.retry(ctx, func() error { return w.store.CommitMetered(ctx, entries, w.limiter.charge) })
 	switch {
-	case err == nil:
-		w.limiter.refund(entries)
-		w.settle(entries, origin)
-	case !errors.Is(err, store.ErrData):
-		w.releaseAll(origin)
-	case len(entries) > 1:
-		half := len(entries) / 2
-		w.write(ctx, entries[:half], origin[:half])
-		w.write(ctx, entries[half:], origin[half:])
-	case entries[0].Reason == pipeline.Accepted:
-		entries[0].Reason, entries[0].Detail = refused(entries[0].Msg.Kind), store.Detail(err)
-		w.write(ctx, entries, origin)
-	case !entries[0].Bare:
-		entries[0].Bare = true
-		entries[0].Detail += store.Shortened + store.Detail(err)
-		w.write(ctx, entries, origin)
+	case waits != nil:
+		w.batch.block(keyOf(e.Msg), waits)
+	case v.Reason != pipeline.Accepted:
 	default:
-		w.hold(entries[0], *origin[0], err)
+		if device, ok := w.registry.cached(now, e.Msg); ok {
+			checkRegistry(e, device, w.settings, now)
+		} else {
+			w.batch.ask(i)
+		}
 	}
+}
+
+func checkRegistry(e *store.Entry, device *pipeline.Device, s *check.Settings, now time.Time) {
+	e.Device = device
+	v := check.Registry(check.Input{Message: e.Msg, Device: device, Settings: s, Now: now})
+	e.Reason, e.Detail, e.Metered = v.Reason, v.Detail, v.Metered
 }
 
 // refused is the reason for a message that passed the checks but not PostgreSQL's.
@@ -180,15 +129,11 @@ func refused(k pipeline.Kind) pipeline.Reason {
 	return pipeline.MetricValueInvalid
 }
 
-// settle tells what is durable now, and acknowledges it. An anonymous or explicit
+// finish tells what is durable now, and acknowledges it. An anonymous or explicit
 // copy that was not fresh is not told: the ledger holds when the first copy
 // occurred and what it said, and judging later ones by this one would stretch the
-// window, or take the wrong content for the one that counted.
-func (w *worker) settle(entries []store.Entry, origin []*item) {
-	w.durable = w.finish(w.durable[:0], entries, origin)
-}
-
-// finish appends to durable what is durable now.
+// window, or take the wrong content for the one that counted. durable is memory for
+// it to use.
 func (p *Processor) finish(durable []pipeline.Identity, entries []store.Entry, origin []*item) []pipeline.Identity {
 	for i := range entries {
 		if e := &entries[i]; e.Fresh || !e.Msg.Anonymous && !e.Msg.Explicit {
@@ -215,15 +160,10 @@ func (p *Processor) finish(durable []pipeline.Identity, entries []store.Entry, o
 	return durable
 }
 
-func (w *worker) releaseAll(items []*item) {
+func (p *Processor) releaseAll(items []*item) {
 	for _, it := range items {
-		w.release(it)
+		p.release(it)
 	}
-}
-
-// retry is Processor.retry with a word on the batch.
-func (w *worker) retry(ctx context.Context, f func() error) error {
-	return w.Processor.retry(ctx, len(w.items), f)
 }
 
 // retry runs f until it succeeds, PostgreSQL refuses the data, or ctx ends. All

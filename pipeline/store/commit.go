@@ -56,7 +56,8 @@ func (e *Entry) outcome() outcome {
 // not have yet takes effect and enters the ledger, all the others change nothing.
 // It sets Fresh on the entries. Entries may hold the same message more than once.
 //
-// On an error nothing counts as written: Fresh is then meaningless. After
+// On an error nothing counts as written: Fresh is then meaningless. After ErrLocked
+// some of the entries may go through by themselves. After
 // ErrUnavailable the transaction may have been committed all the same, which the
 // ledger will show when the batch is run again.
 func (s *Store) Commit(ctx context.Context, entries []Entry) error {
@@ -76,7 +77,7 @@ func (s *Store) CommitMetered(ctx context.Context, entries []Entry, charge func(
 	// Of anonymous copies in one slot any may be the one that counts: the ledger decides.
 	order = slices.CompactFunc(order, func(a, b *Entry) bool { return a.Msg.ID == b.Msg.ID && !a.Msg.Anonymous })
 
-	tx, err := s.pool.Begin(ctx)
+	tx, err := s.begin(ctx)
 	if err != nil {
 		return translate("begin", err)
 	}

@@ -21,7 +21,16 @@ var (
 	// ErrSchema: the database is not as the service needs it (missing table or
 	// column, missing privilege). Nothing was committed; an operator has to act.
 	ErrSchema = errors.New("the database is not set up as needed")
+	// ErrLocked: another session holds a lock for longer than this one was to wait.
+	// It is a case of ErrUnavailable, of which nothing was committed, and may concern
+	// a single row: what does not need that row can be written meanwhile.
+	ErrLocked error = lockedError{}
 )
+
+type lockedError struct{}
+
+func (lockedError) Error() string { return "another session holds a lock" }
+func (lockedError) Unwrap() error { return ErrUnavailable }
 
 // translate turns a driver's error into one of the set, naming the operation.
 func translate(operation string, err error) error {
@@ -40,8 +49,12 @@ func translate(operation string, err error) error {
 
 // classify maps an SQLSTATE (PostgreSQL manual, appendix A) by its class.
 func classify(code string) error {
-	if len(code) != 5 {
+	const lockNotAvailable = "55P03"
+	switch {
+	case len(code) != 5:
 		return ErrUnavailable
+	case code == lockNotAvailable:
+		return ErrLocked
 	}
 	switch code[:2] {
 	case "22", "23", "44", "P0", "54", "21": // data, constraints, check option, raise in a trigger, limits, cardinality

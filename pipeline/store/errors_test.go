@@ -104,7 +104,11 @@ func TestUnavailable(tt *testing.T) {
 	holder := t.begin()
 	_, err = holder.Exec(t.Context(), `LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE`)
 	t.must(err)
-	unavailable("lock time-out", t.Commit(t.Context(), batch))
+	err = t.Commit(t.Context(), batch)
+	unavailable("lock time-out", err)
+	if !errors.Is(err, store.ErrLocked) {
+		t.Errorf("lock time-out: %v, want ErrLocked", err)
+	}
 	t.must(holder.Rollback(t.Context()))
 
 	all := func(when string) {

@@ -34,9 +34,9 @@ SELECT pg_advisory_xact_lock($1, stripe) FROM unnest($2::int4[]) AS stripe`
 // findInLedger looks IDs up one by one, so that each look-up touches only the
 // partition of its ID.
 const findInLedger = `
-SELECT i.id, l.occurred_at
+SELECT i.id, l.occurred_at, l.digest, (extract(epoch FROM now() - l.committed_at) * 1000000)::int8
   FROM unnest($1::uuid[]) AS i(id)
- CROSS JOIN LATERAL (SELECT occurred_at FROM crossfade_ledger WHERE message_id = i.id) AS l`
+ CROSS JOIN LATERAL (SELECT occurred_at, digest, committed_at FROM crossfade_ledger WHERE message_id = i.id) AS l`
 
 // The inserts return no rows. Nearly always every ID is new, which their count
 // tells, and a row for each costs both sides more than the look-up of findOwn now
@@ -91,9 +91,10 @@ func meter(ctx context.Context, tx pgx.Tx, entries []Entry, charge func(*Entry))
 	return err
 }
 
-// Known tells, for each copy, whether the ledger has its message.
-func (s *Store) Known(ctx context.Context, copies []pipeline.Identity) ([]bool, error) {
-	known := make([]bool, len(copies))
+// Known tells, for each copy, whether the ledger has its message, since when, and
+// whether the copy that counted says the same.
+func (s *Store) Known(ctx context.Context, copies []pipeline.Identity) ([]pipeline.Known, error) {
+	known := make([]pipeline.Known, len(copies))
 	if len(copies) == 0 {
 		return known, nil
 	}
@@ -102,7 +103,14 @@ func (s *Store) Known(ctx context.Context, copies []pipeline.Identity) ([]bool, 
 		return nil, translate("look up the ledger", err)
 	}
 	for i, c := range copies {
-		known[i] = rows.holds(c)
+		r, ok := rows.find(c)
+		if !ok {
+			continue
+		}
+		known[i] = pipeline.Known{Durable: true, Age: r.age}
+		if c.Explicit && r.digest != nil {
+			known[i].Differs, known[i].Digest = *r.digest != c.Digest, *r.digest
+		}
 	}
 	return known, nil
 }
@@ -122,20 +130,26 @@ func candidates(copies []pipeline.Identity) []pipeline.ID {
 	return slices.Compact(ids)
 }
 
-// found are ledger rows by ID, with the time of anonymous ones.
-type found map[pipeline.ID]time.Time
+// found are ledger rows by ID.
+type found map[pipeline.ID]foundRow
 
-func (f found) holds(c pipeline.Identity) bool {
+type foundRow struct {
+	occurred time.Time     // of anonymous messages
+	digest   *int64        // of explicit ones
+	age      time.Duration // since the commit
+}
+
+func (f found) find(c pipeline.Identity) (foundRow, bool) {
 	if !c.Anonymous {
-		_, ok := f[c.ID]
-		return ok
+		r, ok := f[c.ID]
+		return r, ok
 	}
 	for _, id := range c.ID.Neighbours() {
-		if at, ok := f[id]; ok && pipeline.SameOccurrence(at, c.Occurred) {
-			return true
+		if r, ok := f[id]; ok && pipeline.SameOccurrence(r.occurred, c.Occurred) {
+			return r, true
 		}
 	}
-	return false
+	return foundRow{}, false
 }
 
 type querier interface {
@@ -150,11 +164,14 @@ func findIDs(ctx context.Context, q querier, ids []pipeline.ID) (found, error) {
 	f := make(found)
 	var id [16]byte
 	var at *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&id, &at}, func() error {
-		f[id] = time.Time{}
+	var digest *int64
+	var age int64
+	_, err = pgx.ForEachRow(rows, []any{&id, &at, &digest, &age}, func() error {
+		r := foundRow{digest: digest, age: time.Duration(max(age, 0)) * time.Microsecond}
 		if at != nil {
-			f[id] = *at
+			r.occurred = *at
 		}
+		f[id] = r
 		return nil
 	})
 	return f, err
@@ -281,10 +298,10 @@ func settleAnonymous(ctx context.Context, tx pgx.Tx, entries []*Entry) ([]*Entry
 	kept := make([]*Entry, 0, len(entries))
 	for _, e := range entries {
 		if e.Msg.Anonymous {
-			if seen.holds(e.Msg.Identity) {
+			if _, ok := seen.find(e.Msg.Identity); ok {
 				continue
 			}
-			seen[e.Msg.ID] = e.Msg.Occurred
+			seen[e.Msg.ID] = foundRow{occurred: e.Msg.Occurred}
 		}
 		kept = append(kept, e)
 	}

@@ -168,9 +168,21 @@ func TestKnown(tt *testing.T) {
 	got, err := t.Known(t.Context(), copies)
 	t.must(err)
 	for i := range want {
-		if got[i] != want[i] {
-			t.Errorf("copy %d is known: %v, want %v", i, got[i], want[i])
+		if got[i].Durable != want[i] {
+			t.Errorf("copy %d is known: %v, want %v", i, got[i].Durable, want[i])
 		}
+	}
+	for i, c := range copies {
+		differs := c.Explicit && got[i].Durable // the one that is asked about with other content
+		if got[i].Differs != differs || got[i].Age < 0 || got[i].Age > time.Minute {
+			t.Errorf("copy %d: %+v", i, got[i])
+		}
+	}
+	counted := telemetry(`{"message_id":"x1"}`).Msg.Identity
+	same, err := t.Known(t.Context(), []pipeline.Identity{counted})
+	t.must(err)
+	if !same[0].Durable || same[0].Differs || same[0].Digest != counted.Digest {
+		t.Errorf("the copy that counted: %+v", same[0])
 	}
 	if none, err := t.Known(t.Context(), nil); err != nil || len(none) != 0 {
 		t.Errorf("about no copies: %v, %v", none, err)

@@ -32,6 +32,15 @@ UPDATE device_registry AS r
    AND (r.latitude::float8 IS DISTINCT FROM u.lat OR r.longitude::float8 IS DISTINCT FROM u.lng)`,
 	believed("u.at"), believed("u.upto"), locationPinned)
 
+// The rows of device_registry are the backend's, which updates several of them in
+// whatever order it likes, and ingest locks them in the order of a query plan. Of
+// the two it is ingest that gives way: it gives up a wait long before PostgreSQL's
+// deadlock_timeout (1s by default) has it look for somebody to fail.
+const giveWay, resumePatience = `
+SELECT set_config('crossfade.lock_timeout', current_setting('lock_timeout'), true),
+       set_config('lock_timeout', '100ms', true)`, `
+SELECT set_config('lock_timeout', current_setting('crossfade.lock_timeout'), true)`
+
 // placeNews is where a device was last in a batch.
 type placeNews struct {
 	lat, lng float64
@@ -106,6 +115,9 @@ func writePlaces(ctx context.Context, tx pgx.Tx, devices []*deviceNews) error {
 	if len(tenants) == 0 {
 		return nil
 	}
-	_, err := tx.Exec(ctx, updatePlaces, tenants, ids, lats, lngs, types, at, upto)
-	return err
+	var b pgx.Batch
+	b.Queue(giveWay)
+	b.Queue(updatePlaces, tenants, ids, lats, lngs, types, at, upto)
+	b.Queue(resumePatience)
+	return tx.SendBatch(ctx, &b).Close()
 }

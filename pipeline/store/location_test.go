@@ -1,8 +1,14 @@
 package store_test
 
 import (
+	"errors"
+	"fmt"
 	"testing"
+	"time"
 
+	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
@@ -49,4 +55,84 @@ func TestLocation(tt *testing.T) {
 		}
 		t.wantCount(2, `SELECT count(*) FROM device_registry WHERE latitude IS NULL AND (tenant_id, device_id) <> ('t1', 'd1')`)
 	}
+}
+
+// TestLocationGivesWay: a backend updates registered devices in another order than
+// ingest. It must never be the one that a deadlock fails.
+func TestLocationGivesWay(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id) SELECT 't1', 'd' || n FROM generate_series(1, 3) AS n`)
+	backend, err := pgx.Connect(t.Context(), t.url)
+	t.must(err)
+	defer func() { t.must(backend.Close(t.Context())) }()
+	_, err = backend.Exec(t.Context(), `SET deadlock_timeout = '500ms'`) // it looks for deadlocks earlier than ingest
+	t.must(err)
+	for round := range 4 {
+		var batch []store.Entry
+		for d := 1; d <= 3; d++ {
+			batch = append(batch, news(fmt.Sprint("d", d), "telemetry", round+1, fmt.Sprintf(`,"lat":%d,"lng":1`, round+1)))
+		}
+		tx, err := backend.Begin(t.Context())
+		t.must(err)
+		_, err = tx.Exec(t.Context(), `UPDATE device_registry SET site_id = 's1' WHERE device_id = 'd2'`)
+		t.must(err)
+		done, gaveWay := make(chan error), 0
+		go func() {
+			err := t.Commit(t.Context(), batch)
+			for ; errors.Is(err, store.ErrLocked); gaveWay++ {
+				err = t.Commit(t.Context(), batch)
+			}
+			done <- err
+		}()
+		var theirs string // the row that ingest has locked already
+		until(tt, "ingest waits for the backend", func() bool {
+			free := t.strings(`SELECT device_id FROM device_registry WHERE device_id <> 'd2' FOR UPDATE SKIP LOCKED`)
+			if len(free) == 1 {
+				theirs = map[string]string{"d1": "d3", "d3": "d1"}[free[0]]
+			}
+			return theirs != ""
+		})
+		if _, err = tx.Exec(t.Context(), `UPDATE device_registry SET site_id = 's1' WHERE device_id = $1`, theirs); err != nil {
+			t.Errorf("round %d: the backend's update failed: %v", round, err)
+			t.must(tx.Rollback(t.Context()))
+		} else {
+			t.must(tx.Commit(t.Context()))
+		}
+		t.must(<-done)
+		if gaveWay == 0 {
+			t.Errorf("round %d: ingest never gave way", round)
+		}
+		t.wantCount(3, `SELECT count(*) FROM device_registry WHERE latitude = $1`, round+1)
+	}
+}
+
+// TestWaitingForLocks: Commit and Provision of a store that waits briefly say that
+// something is locked, and by whom; afterwards the connection is as patient as before.
+func TestWaitingForLocks(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s', 't1')`)
+	at := func(n int) store.Entry { return news("d1", "telemetry", n, "") }
+	t.wantFresh("first", 1, at(1))
+	holder := t.begin()
+	var pid int32
+	t.must(holder.QueryRow(t.Context(), `WITH a AS MATERIALIZED (SELECT FROM device_state FOR UPDATE), b AS MATERIALIZED (SELECT FROM subscriptions FOR UPDATE)
+		SELECT pg_backend_pid() + 0 * (SELECT count(*) FROM a)::int + 0 * (SELECT count(*) FROM b)::int`).Scan(&pid))
+	brief := t.Waiting(20 * time.Millisecond)
+	if err := brief.Commit(t.Context(), []store.Entry{at(2)}); !errors.Is(err, store.ErrLocked) || !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
+		t.Errorf("commit: %v", err)
+	}
+	if _, _, err := brief.Provision(t.Context(), []store.NewDevice{newDevice("t1", "d9")}); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("provision: %v", err)
+	}
+	for device, what := range map[string]string{"d1": "its state", "d2": "its tenant's subscription"} {
+		if got, err := t.LockHolder(t.Context(), pipeline.DeviceKey{Tenant: "t1", Device: device}); err != nil || got != pid {
+			t.Errorf("%s: held by %d, %v; want %d", what, got, err, pid)
+		}
+	}
+	t.must(holder.Rollback(t.Context()))
+	if got, err := t.LockHolder(t.Context(), pipeline.DeviceKey{Tenant: "t1", Device: "d1"}); err != nil || got != 0 {
+		t.Errorf("nothing is held: %d, %v", got, err)
+	}
+	t.wantFresh("afterwards", 1, at(2))
+	t.wantCount(10_000, `SELECT setting::int FROM pg_settings WHERE name = 'lock_timeout'`)
 }

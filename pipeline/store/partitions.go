@@ -300,6 +300,24 @@ func (p *Partitions) prune(ctx context.Context, conn *pgx.Conn, now time.Time) e
 			errs = append(errs, err)
 		}
 	}
+	errs = append(errs, p.pruneParity(ctx, conn, now.Add(-parityRetention)))
+	return errors.Join(errs...)
+}
+
+// parityRetention is how long it is kept how well the two paths agreed.
+const parityRetention = 7 * day
+
+// pruneParity deletes from the tables of package bridge/parity, which are small and
+// not partitioned.
+func (p *Partitions) pruneParity(ctx context.Context, conn *pgx.Conn, cutoff time.Time) error {
+	var errs []error
+	for table, column := range map[string]string{"crossfade_parity": "minute", "crossfade_parity_samples": "at"} {
+		deleted, err := p.deleteOlder(ctx, conn, table, column, cutoff)
+		errs = append(errs, err)
+		if deleted > 0 {
+			p.o.Logger.DebugContext(ctx, "old rows deleted", "table", table, "count", deleted)
+		}
+	}
 	return errors.Join(errs...)
 }
 

@@ -407,3 +407,18 @@ func TestPartitionOptionsValidate(tt *testing.T) {
 		}
 	}
 }
+
+// TestPruneForgetsParity after seven days, in any number of steps.
+func TestPruneForgetsParity(tt *testing.T) {
+	t := newPartitionTest(tt, "")
+	t.exec(`INSERT INTO crossfade_parity (tenant_id, minute, matched, skew_ms_buckets)
+		SELECT 't' || n, $1::timestamptz - make_interval(days => n), 1, '{}' FROM generate_series(0, 14) AS n`, noon)
+	t.exec(`INSERT INTO crossfade_parity_samples (tenant_id, at, message_id, what, path, digest, other_digest, sample)
+		SELECT 't' || n, $1::timestamptz - make_interval(days => n), gen_random_uuid(), 'mismatched', 2, 1, 2, '{}' FROM generate_series(0, 14) AS n`, noon)
+	t.must(t.partitions(func(o *store.PartitionOptions) { o.Chunk = 3 }).Prune(t.Context(), noon))
+	for _, table := range []string{"crossfade_parity", "crossfade_parity_samples"} {
+		if left := t.strings(`SELECT tenant_id FROM ` + table + ` ORDER BY length(tenant_id), tenant_id`); strings.Join(left, " ") != "t0 t1 t2 t3 t4 t5 t6 t7" {
+			t.Errorf("%s keeps %v", table, left)
+		}
+	}
+}

@@ -120,7 +120,7 @@ func (s *Store) provisionAll(ctx context.Context, devices []NewDevice) ([]pipeli
 	for i, d := range devices {
 		tenants[i], ids[i], sites[i] = d.Tenant, d.Device, d.Site
 	}
-	tx, err := s.pool.Begin(ctx)
+	tx, err := s.begin(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -32,6 +32,19 @@ func DefaultConfig(url string) Config {
 // Store is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
+	// beginQuery begins the transactions that write messages and devices; "" is BEGIN.
+	beginQuery string
+}
+
+// Waiting returns the same store, on the same connections, in which Commit and
+// Provision wait no longer than d for a lock (1ms and up), and then fail with
+// ErrLocked. It need not be closed.
+func (s *Store) Waiting(d time.Duration) *Store {
+	return &Store{pool: s.pool, beginQuery: "BEGIN; SET LOCAL lock_timeout = " + millis(d)}
+}
+
+func (s *Store) begin(ctx context.Context) (pgx.Tx, error) {
+	return s.pool.BeginTx(ctx, pgx.TxOptions{BeginQuery: s.beginQuery})
 }
 
 // Open prepares a pool of connections; it does not connect yet.

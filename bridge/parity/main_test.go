@@ -1,0 +1,13 @@
+package parity_test
+
+import (
+	"testing"
+
+	"go.uber.org/goleak"
+
+	"github.com/crossfade-io/crossfade/internal/devstack"
+)
+
+func TestMain(m *testing.M) {
+	goleak.VerifyTestMain(devstack.Main(m))
+}

@@ -1,0 +1,193 @@
+package bridge
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/internal/batchqueue"
+	"github.com/crossfade-io/crossfade/jetstream"
+	"github.com/crossfade-io/crossfade/pipeline"
+)
+
+// sentinels finds out when a sentinel has come out of a path with everything before it
+// settled, and has that written down.
+//
+//	gate ──► take ──MQTT: once its PUBACK had its turn───────────────────► seen ──► record
+//	           └───JetStream: acknowledged at once──► marks ──floor reached──┘
+//	mirror ──► mirrored: stored in all streams ───────► marks ──────────────┘
+//
+// A sentinel holds nothing up: it is acknowledged on arrival, whatever it says, and
+// what is watched is how far the acknowledgements before it have come. If this process
+// ends meanwhile, only the sentinel is lost, and another one is sent.
+type sentinels struct {
+	// settled asks how far a consumer has come; nil without NATS.
+	settled func(ctx context.Context, consumer string, marks []jetstream.Mark) ([]jetstream.Progress, error)
+	// saw writes sightings down, those of nonces that somebody waits for.
+	saw func(context.Context, []control.Sighting) error
+	log *slog.Logger
+
+	quota quota
+	marks *batchqueue.Queue[marked]
+	seen  *batchqueue.Queue[sighting]
+	stats [3]map[string]prometheus.Counter // by path
+}
+
+// sighting is one on its way to being recorded.
+type sighting struct {
+	control.Sighting
+	tenant string
+}
+
+// The ways in which a sentinel ends; label values of crossfade_sentinels_total.
+const (
+	sentinelSeen   = "seen"   // it came out, with all before it settled
+	sentinelForged = "forged" // no sentinel of ours, though on the reserved device
+	sentinelExcess = "excess" // more of one tenant at once than anybody sends
+	sentinelLost   = "lost"   // the stream or its consumer was replaced, or it took too long
+)
+
+// sentinelsPerTenant is how many of a tenant's sentinels are watched at once by each
+// path, all kinds together: devices can forge them.
+const sentinelsPerTenant = 100
+
+func newSentinels(reg prometheus.Registerer, log *slog.Logger) *sentinels {
+	s := &sentinels{
+		saw: func(context.Context, []control.Sighting) error { return nil }, log: log,
+		quota: quota{held: make(map[string]int)},
+		marks: batchqueue.New[marked](),
+		seen:  batchqueue.New[sighting](),
+	}
+	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_sentinels_total",
+		Help: "Messages on the reserved device by path and what became of them: seen, forged, excess, lost."}, []string{"path", "result"})
+	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
+		s.stats[p] = make(map[string]prometheus.Counter)
+		for _, result := range []string{sentinelSeen, sentinelForged, sentinelExcess, sentinelLost} {
+			s.stats[p][result] = total.WithLabelValues(p.String(), result)
+		}
+	}
+	reg.MustRegister(total)
+	return s
+}
+
+func (s *sentinels) count(p pipeline.Path, result string) { s.stats[p][result].Inc() }
+
+// kindOf is the kind of sighting for a sentinel's message type.
+func kindOf(msgType string) string {
+	switch msgType {
+	case pipeline.SentinelShadow:
+		return control.KindShadow
+	case pipeline.SentinelCommands:
+		return control.KindCommands
+	}
+	return control.KindTelemetry
+}
+
+// take settles a copy that came for the reserved device. It does not block.
+func (s *sentinels) take(d *pipeline.Delivery, what pipeline.Sentinel) {
+	ordered, ok := d.Receipt.(pipeline.OrderedReceipt)
+	switch {
+	case what.Nonce == "":
+		s.count(d.Path, sentinelForged)
+	case d.Path == pipeline.PathJetStream:
+		s.mark(d, what)
+	case ok:
+		// An error means that the sentinel comes again, as all before it do.
+		_ = ordered.AckThen(func() { s.see(pipeline.PathMQTT, kindOf(what.Type), what) })
+		return
+	default: // a source that cannot tell proves nothing
+		s.count(d.Path, sentinelLost)
+	}
+	_ = d.Receipt.Ack() // where it fails it comes again, which is as well
+}
+
+// see takes note of a sentinel that has come out. It does not block.
+func (s *sentinels) see(p pipeline.Path, kind string, what pipeline.Sentinel) {
+	if !s.quota.take(p, what.Tenant) {
+		s.count(p, sentinelExcess)
+		return
+	}
+	s.count(p, sentinelSeen)
+	s.seen.Put(sighting{control.Sighting{Nonce: what.Nonce, Path: p, Kind: kind, At: time.Now()}, what.Tenant})
+}
+
+// run works until ctx ends.
+func (s *sentinels) run(ctx context.Context) {
+	var parts sync.WaitGroup
+	parts.Go(func() { s.record(ctx) })
+	s.watch(ctx)
+	parts.Wait()
+}
+
+const (
+	recordLinger = 20 * time.Millisecond
+	recordBatch  = 5000
+	recordRetry  = 500 * time.Millisecond
+)
+
+// record writes down what was seen, in batches, and tries again for as long as that
+// fails: what was seen stays true.
+func (s *sentinels) record(ctx context.Context) {
+	var batch []sighting
+	for ctx.Err() == nil {
+		batch = s.seen.Take(ctx, batch[:0], recordBatch, recordLinger)
+		if len(batch) == 0 {
+			continue
+		}
+		// A session with a subscription of its own gets some sentinels twice.
+		known := make(map[control.Sighting]bool, len(batch))
+		list := make([]control.Sighting, 0, len(batch))
+		for _, b := range batch {
+			key := b.Sighting
+			key.At = time.Time{}
+			if !known[key] {
+				known[key] = true
+				list = append(list, b.Sighting)
+			}
+		}
+		for failed := false; ; failed = true {
+			err := s.saw(ctx, list)
+			if err == nil || ctx.Err() != nil {
+				break
+			}
+			if !failed {
+				s.log.Warn("sightings of sentinels cannot be written; trying again until they can", "sightings", len(list), "error", err)
+			}
+			sleep(ctx, recordRetry/2+rand.N(recordRetry/2))
+		}
+		for _, b := range batch {
+			s.quota.giveBack(b.Path, b.tenant)
+		}
+	}
+}
+
+// quota bounds what is kept for each tenant.
+type quota struct {
+	mu   sync.Mutex
+	held map[string]int // by path and tenant
+}
+
+func (q *quota) take(p pipeline.Path, tenant string) bool {
+	key := p.String() + "/" + tenant
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.held[key] >= sentinelsPerTenant {
+		return false
+	}
+	q.held[key]++
+	return true
+}
+
+func (q *quota) giveBack(p pipeline.Path, tenant string) {
+	key := p.String() + "/" + tenant
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.held[key]--; q.held[key] <= 0 {
+		delete(q.held, key)
+	}
+}

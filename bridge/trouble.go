@@ -1,0 +1,35 @@
+package bridge
+
+import (
+	"context"
+	"sync/atomic"
+	"time"
+)
+
+// trouble is the error that lasts, or nil.
+type trouble struct{ atomic.Pointer[error] }
+
+func (t *trouble) err() error {
+	if e := t.Load(); e != nil {
+		return *e
+	}
+	return nil
+}
+
+// signal leaves a token, unless there is one.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+// sleep lets d pass, unless ctx ends before.
+func sleep(ctx context.Context, d time.Duration) {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+}

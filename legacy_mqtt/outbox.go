@@ -1,0 +1,295 @@
+package legacy_mqtt
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/eclipse/paho.golang/packets"
+	paholog "github.com/eclipse/paho.golang/paho/log"
+	pahosession "github.com/eclipse/paho.golang/paho/session"
+)
+
+var errPublisherClosed = errors.New("mqtt: the publisher is closed")
+
+// mostLosses is how many connections may end while a message is on its way. Some
+// brokers hang up on a message that they do not like, and it must not keep us from
+// publishing others for ever.
+const mostLosses = 10
+
+// outbox is what a publisher has to send and what of it is not confirmed, in order.
+// To paho it is the session: paho tells it of connections and confirmations, and
+// what is sent it writes to the connection itself, since paho's own Publish either
+// waits for each message or tells nothing of it.
+type outbox struct {
+	options PublisherOptions
+	user    string
+
+	mu       sync.Mutex
+	conn     io.Writer // nil while there is no connection
+	limits   limits    // of that connection
+	queue    []*outgoing
+	flying   map[uint16]*outgoing // sent on conn and not confirmed, by packet ID
+	lastID   uint16
+	sent     uint64    // numbers messages in the order of sending
+	progress time.Time // when something was confirmed last
+	ended    bool
+}
+
+// limits are the broker's, of one connection.
+type limits struct {
+	flying int
+	packet uint32 // bytes
+	retain bool
+	qos    byte
+}
+
+// outgoing is a message on its way. outbox.mu protects it.
+type outgoing struct {
+	packet *packets.Publish
+	batch  *batch
+	index  int
+	order  uint64
+	losses int
+	done   bool
+}
+
+// batch is what one call publishes. outbox.mu protects it until done is closed.
+type batch struct {
+	items   []*outgoing
+	results []error
+	left    int
+	done    chan struct{}
+}
+
+func newBatch(n int) *batch {
+	return &batch{results: make([]error, n), done: make(chan struct{})}
+}
+
+func (b *batch) add(index int, p *packets.Publish) {
+	b.items = append(b.items, &outgoing{packet: p, batch: b, index: index})
+	b.left++
+}
+
+// fail ends everything that has not ended.
+func (b *batch) fail(err error) {
+	for _, o := range b.items {
+		o.finish(err)
+	}
+}
+
+func (o *outgoing) finish(err error) {
+	if o.done {
+		return
+	}
+	o.done = true
+	o.batch.results[o.index] = err
+	if o.batch.left--; o.batch.left == 0 {
+		close(o.batch.done)
+	}
+}
+
+func newOutbox(o PublisherOptions, user string) *outbox {
+	return &outbox{options: o, user: user, flying: make(map[uint16]*outgoing)}
+}
+
+// send takes a batch on.
+func (x *outbox) send(b *batch) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.ended {
+		b.fail(errPublisherClosed)
+		return
+	}
+	x.progress = time.Now()
+	x.queue = append(x.queue, b.items...)
+	x.flow()
+}
+
+// await waits until the batch is done, ctx ends, or nothing has been confirmed for
+// too long. health says why that may be.
+func (x *outbox) await(ctx context.Context, b *batch, health func() error) {
+	patience := time.NewTimer(x.options.Patience)
+	defer patience.Stop()
+	for {
+		var why error
+		select {
+		case <-b.done:
+			return
+		case <-ctx.Done():
+			why = context.Cause(ctx)
+		case <-patience.C:
+			x.mu.Lock()
+			left := time.Until(x.progress.Add(x.options.Patience))
+			x.mu.Unlock()
+			if left > 0 {
+				patience.Reset(left)
+				continue
+			}
+			why = fmt.Errorf("nothing was confirmed for %s", x.options.Patience)
+		}
+		why = fmt.Errorf("%w: %w", ErrUnconfirmed, why)
+		if state := health(); state != nil {
+			why = fmt.Errorf("%w (%w)", why, state)
+		}
+		x.mu.Lock()
+		b.fail(why)
+		x.mu.Unlock()
+		return
+	}
+}
+
+// flow sends what there is room for. The caller holds mu.
+func (x *outbox) flow() {
+	for x.conn != nil && len(x.queue) > 0 && len(x.flying) < x.limits.flying {
+		o := x.queue[0]
+		x.queue[0] = nil
+		x.queue = x.queue[1:]
+		if !o.done { // nobody waits for it any more
+			x.launch(o)
+		}
+	}
+}
+
+func (x *outbox) launch(o *outgoing) {
+	topic := o.packet.Topic
+	switch {
+	case x.limits.qos < 1:
+		o.finish(fmt.Errorf("mqtt: message on %s: the broker takes QoS 0 only, which it does not confirm; allow QoS 1", topic))
+		return
+	case o.packet.Retain && !x.limits.retain:
+		o.finish(&RefusedError{Topic: topic, Code: 0x9A})
+		return
+	}
+	o.packet.PacketID = x.freeID()
+	var wire bytes.Buffer
+	if _, err := o.packet.WriteTo(&wire); err != nil {
+		o.finish(fmt.Errorf("mqtt: encode message on %s: %w", topic, err))
+		return
+	}
+	if size := wire.Len(); uint64(size) > uint64(x.limits.packet) {
+		o.finish(fmt.Errorf("mqtt: message on %s: its %d bytes are more than the %d that the broker takes; raise its maximum packet size", topic, size, x.limits.packet))
+		return
+	}
+	x.sent++
+	o.order = x.sent
+	x.flying[o.packet.PacketID] = o
+	if l, ok := x.conn.(sync.Locker); ok {
+		l.Lock()
+		defer l.Unlock()
+	}
+	// A connection that cannot be written to is lost, which paho tells soon.
+	_, _ = x.conn.Write(wire.Bytes())
+}
+
+// freeID returns a packet ID that is not in use. There is one: fewer are flying than
+// there are.
+func (x *outbox) freeID() uint16 {
+	for {
+		x.lastID++
+		if _, used := x.flying[x.lastID]; x.lastID != 0 && !used {
+			return x.lastID
+		}
+	}
+}
+
+// end fails what is waiting and what will be sent.
+func (x *outbox) end() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.ended = true
+	for _, o := range x.queue {
+		o.finish(errPublisherClosed)
+	}
+	for _, o := range x.flying {
+		o.finish(fmt.Errorf("%w: %w", ErrUnconfirmed, errPublisherClosed))
+	}
+	x.queue = nil
+}
+
+// ConAckReceived begins a connection: what the one before has left comes first.
+func (x *outbox) ConAckReceived(w io.Writer, _ *packets.Connect, ack *packets.Connack) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.limits = limits{flying: x.options.Window, packet: math.MaxUint32, retain: true, qos: 2}
+	if p := ack.Properties; p != nil {
+		if p.ReceiveMaximum != nil {
+			x.limits.flying = min(x.limits.flying, int(*p.ReceiveMaximum))
+		}
+		if p.MaximumPacketSize != nil {
+			x.limits.packet = *p.MaximumPacketSize
+		}
+		if p.RetainAvailable != nil {
+			x.limits.retain = *p.RetainAvailable != 0
+		}
+		if p.MaximumQOS != nil {
+			x.limits.qos = *p.MaximumQOS
+		}
+	}
+	x.conn = w
+	x.flow()
+	return nil
+}
+
+// ConnectionLost puts what was not confirmed back to the head of the queue. It may be
+// told twice of one loss.
+func (x *outbox) ConnectionLost(*packets.Disconnect) error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.conn = nil
+	var again []*outgoing
+	for id, o := range x.flying {
+		delete(x.flying, id)
+		if o.losses++; o.losses >= mostLosses {
+			o.finish(fmt.Errorf("%w: %d connections were lost while the message on %s was on its way; does the broker hang up on it?", ErrUnconfirmed, o.losses, o.packet.Topic))
+		}
+		if !o.done {
+			again = append(again, o)
+		}
+	}
+	slices.SortFunc(again, func(a, b *outgoing) int { return cmp.Compare(a.order, b.order) })
+	x.queue = append(again, x.queue...)
+	return nil
+}
+
+// PacketReceived takes confirmations.
+func (x *outbox) PacketReceived(p *packets.ControlPacket, _ chan<- *packets.Publish) error {
+	ack, ok := p.Content.(*packets.Puback)
+	if !ok {
+		return nil
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	o := x.flying[ack.PacketID]
+	if o == nil {
+		return nil
+	}
+	delete(x.flying, ack.PacketID)
+	x.progress = time.Now()
+	if ack.ReasonCode >= 0x80 { // below are successes, also of a message to nobody
+		o.finish(&RefusedError{Topic: o.packet.Topic, Code: ack.ReasonCode, User: x.user})
+	} else {
+		o.finish(nil)
+	}
+	x.flow()
+	return nil
+}
+
+// AddToSession is for what paho itself sends and wants answered, which is nothing.
+func (x *outbox) AddToSession(context.Context, pahosession.Packet, chan<- packets.ControlPacket) error {
+	return errors.New("mqtt: this connection only publishes")
+}
+
+// The rest of paho's SessionManager has nothing to do here.
+
+func (x *outbox) Ack(*packets.Publish) error    { return nil }
+func (x *outbox) Close() error                  { return nil }
+func (x *outbox) SetErrorLogger(paholog.Logger) {}
+func (x *outbox) SetDebugLogger(paholog.Logger) {}

@@ -1,0 +1,255 @@
+package process_test
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/process"
+)
+
+// sequence records in which order copies were acknowledged.
+type sequence struct {
+	mu     sync.Mutex
+	bodies []string
+}
+
+func (s *sequence) note(body []byte) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bodies = append(s.bodies, string(body))
+}
+
+func (s *sequence) len() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.bodies)
+}
+
+// send submits a copy by MQTT that enters into s once it is acknowledged.
+func (r *rig) send(s *sequence, topic, payload string) {
+	r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic, Body: []byte(payload)}, s.note)
+}
+
+// lock runs SQL in a transaction of another session, which stays open until unlock.
+func (r *rig) lock(sql string) (unlock func()) {
+	r.Helper()
+	tx, err := r.db.Begin(r.Context())
+	if err == nil {
+		_, err = tx.Exec(r.Context(), sql)
+	}
+	if err != nil {
+		r.Fatalf("%s: %v", sql, err)
+	}
+	var once sync.Once
+	unlock = func() { once.Do(func() { _ = tx.Rollback(context.WithoutCancel(r.Context())) }) }
+	r.Cleanup(unlock)
+	return unlock
+}
+
+// TestLockedRow: another session keeps a row locked that t1's messages need. All
+// others go on, also later ones; t1's stay in order and are written once the lock
+// is gone.
+func TestLockedRow(t *testing.T) {
+	place := `{"seq":%d,"ts":"2026-11-23T12:00:00.0%02[1]dZ","site_id":"s1","metrics":{"a":1},"lat":%[1]d,"lng":2}`
+	for name, c := range map[string]struct{ lock, topic, payload string }{
+		"state":        {`SELECT FROM device_state WHERE tenant_id = 't1' FOR UPDATE`, "tenant/t1/device/d1/telemetry", place},
+		"a new device": {`INSERT INTO device_state (tenant_id, device_id) VALUES ('t1', 'd3')`, "tenant/t1/device/d3/telemetry", place},
+		"location":     {`SELECT FROM device_registry WHERE tenant_id = 't1' AND device_id = 'd1' FOR UPDATE`, "tenant/t1/device/d1/telemetry", place},
+		"sensors":      {`SELECT FROM device_sensors WHERE tenant_id = 't1' FOR UPDATE`, "tenant/t1/device/d1/telemetry", place},
+		"command":      {`SELECT FROM device_commands WHERE tenant_id = 't1' FOR UPDATE`, "tenant/t1/device/d1/commands/ack", `{"command_id":"c1","seq":%d}`},
+		"subscription": {`SELECT FROM subscriptions WHERE tenant_id = 't1' FOR UPDATE`, "tenant/t1/device/new/telemetry", place},
+		"counter": {`INSERT INTO quarantine_counters_minute (bucket_minute, tenant_id, reason, cnt)
+			SELECT date_trunc('minute', now()) + n * interval '1 minute', 't1', 'SEQ_INVALID', 1 FROM generate_series(0, 10) AS n`, "tenant/t1/device/d1/telemetry", `{"seq":"x%d"}`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t, database(t), func(o *process.Options) { o.Workers, o.AutoProvision = 1, true })
+			r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd3', 's1'), ('t1', 'd4', 's1'), ('t2', 'd1', 's1'), ('t2', 'd2', 's1');
+				INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s1', 't1'), ('s2', 't2');
+				INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) VALUES ('t1', 'c1', 'd1', 'x')`)
+			r.mqtt(fmt.Sprintf(place, 0))
+			r.drain()
+			unlock := r.lock(c.lock)
+			var locked, others sequence
+			for n := range 60 {
+				if n == 30 {
+					r.until("the others are written", func() bool { return others.len() == 30*3 })
+				}
+				r.send(&locked, c.topic, fmt.Sprintf(c.payload, n+1))
+				r.send(&others, "tenant/t2/device/d1/telemetry", fmt.Sprintf(place, n+1))
+				r.send(&others, "tenant/t2/device/d2/telemetry", fmt.Sprintf(place, n+1))
+				r.send(&others, fmt.Sprintf("tenant/t2/device/n%d/telemetry", n), fmt.Sprintf(place, n+1))
+			}
+			r.send(&others, "tenant/t1/device/d4/telemetry", fmt.Sprintf(place, 1)) // even t1's
+			r.until("later ones of the others are written", func() bool { return others.len() == 60*3+1 })
+			device := strings.Split(c.topic, "/")[3]
+			r.until("health names the device", func() bool {
+				return r.Health() != nil && strings.Contains(r.Health().Error(), fmt.Sprintf(`tenant "t1", device %q`, device))
+			})
+			if locked.len() != 0 || r.InHand() != 60 {
+				t.Errorf("%d are written in spite of the lock, %d in hand", locked.len(), r.InHand())
+			}
+			unlock()
+			r.send(&locked, c.topic, fmt.Sprintf(c.payload, 61)) // nothing is in its way, but the earlier ones are
+			r.drain()
+			r.until("health is well", func() bool { return r.Health() == nil })
+			if locked.len() != 61 {
+				t.Fatalf("%d acknowledged", locked.len())
+			}
+			for n, body := range locked.bodies {
+				if want := fmt.Sprintf(c.payload, n+1); body != want {
+					t.Fatalf("message %d is %s, want %s", n+1, body, want)
+				}
+			}
+			r.wantCount(1+61+60*3+1, `SELECT count(*) FROM crossfade_ledger`)
+			if strings.HasSuffix(c.topic, "telemetry") && name != "counter" {
+				r.wantCount(1+61+60*3+1, `SELECT count(*) FROM telemetry`)
+			}
+		})
+	}
+}
+
+// TestLockedForShutdown: what is set aside when the Processor ends is given back.
+func TestLockedForShutdown(t *testing.T) {
+	r := newRig(t, database(t), nil)
+	r.mqtt(good(0))
+	r.drain()
+	r.lock(`SELECT FROM device_state FOR UPDATE`)
+	r.mqtt(good(1))
+	r.until("it is set aside", func() bool { return r.Health() != nil && strings.Contains(r.Health().Error(), "locked a row") })
+	r.mqtt(good(2))
+	r.stop()
+	if r.acked.Load() != 1 || r.released.Load() != 2 {
+		t.Errorf("%d acknowledged, %d released", r.acked.Load(), r.released.Load())
+	}
+}
+
+// TestLockedIsChargedOnce: waiting for a lock costs no more tokens than passing.
+func TestLockedIsChargedOnce(t *testing.T) {
+	r := newRig(t, database(t), limited(0.0001, 5))
+	r.mqtt(stamped(0))
+	r.drain()
+	unlock := r.lock(`SELECT FROM device_state FOR UPDATE`)
+	r.mqtt(stamped(1))
+	r.mqtt(stamped(2))
+	r.until("attempts fail", func() bool { return r.retries() > 3 })
+	r.mqtt(stamped(3))
+	r.jetstream("telemetry", stamped(1))
+	unlock()
+	r.mqtt(stamped(4))
+	r.drain()
+	r.wantCount(5, `SELECT count(*) FROM telemetry`)
+	r.mqtt(stamped(5))
+	r.drain()
+	r.wantCount(1, tooMany)
+}
+
+// TestLockedNowAndThen: sessions lock devices for moments while messages come by both
+// paths, some of them refused. All take effect once, each device's in order.
+func TestLockedNowAndThen(t *testing.T) {
+	const devices, messages = 12, 120
+	r := newRig(t, database(t), func(o *process.Options) { o.BatchSize = 50 })
+	r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) SELECT 't1', 'n' || n, 's1' FROM generate_series(0, $1 - 1) AS n`, devices)
+	r.exec(`ALTER TABLE telemetry ADD CHECK (seq % 40 <> 7)`)
+	ctx, stop := context.WithCancel(t.Context())
+	var lockers sync.WaitGroup
+	for range 3 {
+		lockers.Go(func() {
+			for ctx.Err() == nil {
+				_, err := r.db.Exec(context.WithoutCancel(ctx), `WITH l AS MATERIALIZED (SELECT FROM device_state WHERE device_id = $1 FOR UPDATE) SELECT pg_sleep($2) FROM l`,
+					fmt.Sprint("n", rand.N(devices)), 0.3*rand.Float64())
+				if err != nil {
+					t.Errorf("the other session: %v", err)
+					return
+				}
+			}
+		})
+	}
+	var lines [devices]sequence
+	for n := range messages {
+		for d := range devices {
+			topic := fmt.Sprintf("tenant/t1/device/n%d/telemetry", d)
+			r.send(&lines[d], topic, good(n))
+			if n%3 == 0 {
+				body := fmt.Sprintf(`{"topic":%q,"payload":%s,"ts":1795435200000}`, topic, good(n))
+				r.deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.t1", Body: []byte(body)}, nil)
+			}
+		}
+		if n%10 == 0 {
+			r.until("some are settled", func() bool { return r.InHand() < 400 })
+		}
+	}
+	stop()
+	lockers.Wait()
+	r.drain()
+	for d := range lines {
+		for n, body := range lines[d].bodies {
+			if body != good(n) {
+				t.Fatalf("device %d: message %d is %s", d, n, body)
+			}
+		}
+	}
+	r.wantCount(devices*messages, `SELECT count(*) FROM crossfade_ledger`)
+	r.wantCount(devices*(messages-3), `SELECT count(*) FROM telemetry`)
+	r.wantCount(devices*3, `SELECT count(*) FROM quarantine_events`)
+}
+
+// TestRefundOfWhatAnotherInstanceWrote: a message was charged, but its transaction
+// failed, and meanwhile another instance has written it. The token is given back.
+func TestRefundOfWhatAnotherInstanceWrote(t *testing.T) {
+	r := newRig(t, database(t), limited(0.0001, 1))
+	r.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '40001'; END $$`)
+	r.exec(`CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON crossfade_ledger_other DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
+	far := func(n int) string { return strings.ReplaceAll(stamped(n), "2026", "2001") }
+	r.mqtt(far(1))
+	r.until("an attempt has failed", func() bool { return r.retries() > 0 })
+	d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(far(1)), Receipt: &receipt{}}
+	var m pipeline.Message
+	pipeline.NewDecoder(pipeline.DefaultMessageIDMember).Decode(&m, &d)
+	if err := pgx.BeginFunc(t.Context(), r.db, func(tx pgx.Tx) error {
+		// Dropping the trigger keeps the instance under test out until the commit.
+		if _, err := tx.Exec(t.Context(), `DROP TRIGGER refuse ON crossfade_ledger_other`); err != nil {
+			return err
+		}
+		_, err := tx.Exec(t.Context(), `INSERT INTO crossfade_ledger (message_id, path, outcome) VALUES ($1, 1, 1)`, [16]byte(m.ID))
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	r.drain()
+	r.wantCount(0, `SELECT count(*) FROM telemetry`)
+	r.mqtt(far(2))
+	r.drain()
+	r.wantCount(1, `SELECT count(*) FROM telemetry`)
+	r.mqtt(far(3))
+	r.drain()
+	r.wantCount(1, tooMany)
+}
+
+// TestBatchBytes: large messages come in several batches, though there is room for
+// their number.
+func TestBatchBytes(t *testing.T) {
+	r := newRig(t, database(t), func(o *process.Options) { o.Workers, o.Linger = 1, 500_000_000 })
+	for n := range 40 {
+		r.mqtt(fmt.Sprintf(`{"seq":%d,"x":%q}`, n, strings.Repeat("x", 1<<20)))
+	}
+	r.drain()
+	r.wantCount(40, `SELECT count(*) FROM quarantine_events WHERE reason = 'PAYLOAD_TOO_LARGE'`)
+	families, err := r.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() == "crossfade_batch_messages" {
+			if n := f.GetMetric()[0].GetHistogram().GetSampleCount(); n < 3 {
+				t.Errorf("40 MiB came in %d batches", n)
+			}
+		}
+	}
+}
