@@ -74,8 +74,9 @@ func (b *Bridge) wireHealth() {
 			if e := h.postgres.Load(); e != nil {
 				return *e
 			}
-			return b.processor.Health()
+			return b.processor.Writing()
 		}},
+		{"set_aside", false, b.processor.SetAside},
 		{"instance", true, b.control.Alone},
 		{"stages", false, b.control.Health},
 		{"flags", false, b.flags.Health},

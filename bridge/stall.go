@@ -35,7 +35,7 @@ func (b *Bridge) watchStalls(ctx context.Context) {
 		stats: func() []jetstream.ConsumerStats { return s.source().Stats() },
 		lag:   func(ctx context.Context) ([]jetstream.ConsumerLag, error) { return s.source().Lag(ctx) },
 		holds: func() int {
-			if b.processor.Health() != nil {
+			if b.processor.Writing() != nil {
 				return 0 // nothing can be written, so no rescue would settle anything
 			}
 			return b.standby.holds(pipeline.PathJetStream)

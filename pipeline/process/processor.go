@@ -1,6 +1,7 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -200,10 +201,19 @@ func (p *Processor) InHand() int { return int(p.inHand.Load()) }
 
 // Health is nil while all messages can be written, and otherwise says why not. That
 // the messages of some devices wait for a lock is told after a second or so.
-func (p *Processor) Health() error {
+func (p *Processor) Health() error { return cmp.Or(p.Writing(), p.SetAside()) }
+
+// Writing is nil while batches can be written.
+func (p *Processor) Writing() error {
 	if p.failing.Load() > 0 {
 		return *p.trouble.Load()
 	}
+	return nil
+}
+
+// SetAside is nil while no single message waits for somebody to mend what keeps it
+// from being written. The others go on meanwhile.
+func (p *Processor) SetAside() error {
 	for _, w := range p.workers {
 		if err := w.held.trouble(); err != nil {
 			return err

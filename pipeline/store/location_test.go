@@ -136,3 +136,28 @@ func TestWaitingForLocks(tt *testing.T) {
 	t.wantFresh("afterwards", 1, at(2))
 	t.wantCount(10_000, `SELECT setting::int FROM pg_settings WHERE name = 'lock_timeout'`)
 }
+
+// TestPatienceAfterLocations: what follows the locations in a transaction waits for
+// locks as long as before.
+func TestPatienceAfterLocations(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id) VALUES ('t1', 'd1');
+		INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) VALUES ('t1', 'c1', 'd1', 'x')`)
+	holder := t.begin()
+	_, err := holder.Exec(t.Context(), `SELECT FROM device_commands FOR UPDATE`)
+	t.must(err)
+	done := make(chan error)
+	go func() {
+		done <- t.Commit(t.Context(), []store.Entry{news("d1", "telemetry", 1, `,"lat":1,"lng":1`), entryOf(copyOf("tenant/t1/device/d1/commands/ack", `{"command_id":"c1"}`, noon))})
+	}()
+	until(tt, "it waits for longer than for a location, or gives up", func() bool {
+		select {
+		case err := <-done:
+			t.Fatalf("it gave up: %v", err)
+		default:
+		}
+		return t.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND clock_timestamp() - query_start > interval '300 ms'`) == 1
+	})
+	t.must(holder.Rollback(t.Context()))
+	t.must(<-done)
+}
