@@ -80,19 +80,22 @@ func evidenceText(raw json.RawMessage) string {
 		return ""
 	}
 	var e struct {
-		By       map[string]int64  `json:"instances"`
-		Dwell    float64           `json:"dwell_seconds"`
-		Nonce    string            `json:"sentinel"`
-		Attempt  int               `json:"attempt"`
-		Sessions map[string]string `json:"sessions"`
-		Kinds    []string          `json:"jetstream"`
+		By       map[string]int64 `json:"instances"`
+		Dwell    float64          `json:"dwell_seconds"`
+		Nonce    string           `json:"sentinel"`
+		Attempt  int              `json:"attempt"`
+		Sessions struct {
+			MQTT    map[string]string `json:"mqtt"`
+			Mirrors map[string]string `json:"mirrors"`
+		} `json:"sessions"`
+		Kinds []string `json:"jetstream"`
 	}
 	if err := json.Unmarshal(raw, &e); err != nil {
 		return string(raw) // of a release to come: show it as it is
 	}
 	text := fmt.Sprintf("confirmed by %d", len(e.By))
 	if e.Nonce != "" {
-		text += fmt.Sprintf("; dwelt %.1fs; sentinel (attempt %d) out of %d sessions and %s", e.Dwell, e.Attempt, len(e.Sessions), list(e.Kinds))
+		text += fmt.Sprintf("; dwelt %.1fs; sentinel (attempt %d) out of %d sessions, %d mirrors and %s", e.Dwell, e.Attempt, len(e.Sessions.MQTT), len(e.Sessions.Mirrors), list(e.Kinds))
 	}
 	return text
 }

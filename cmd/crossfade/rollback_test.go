@@ -93,9 +93,9 @@ func TestHistory(tt *testing.T) {
 	t := newOperatorTest(tt)
 	t.exec(`INSERT INTO crossfade_stage_history (tenant_id, revision, from_stage, to_stage, changed_by, reason, at, evidence)
 	SELECT CASE WHEN n % 2 = 0 THEN 'acme' ELSE $1 END, n, 'live', 'jetstream', 'instance b1', 'follows the flag', now() - n * interval '1 hour',
-	       CASE WHEN n % 2 = 0 THEN '{"instances": {"b1": 3}, "dwell_seconds": 30.04, "sentinel": "N", "attempt": 1, "sessions": {"b1": "r"}, "jetstream": ["a", "b", "c"]}'::jsonb END
+	       CASE WHEN n % 2 = 0 THEN '{"instances": {"b1": 3}, "dwell_seconds": 30.04, "sentinel": "N", "attempt": 1, "sessions": {"mqtt": {"b1": "r"}}, "jetstream": ["a", "b", "c"]}'::jsonb END
 	  FROM generate_series(1, 10) AS n`, hostile)
-	out := t.want(exitDone, "history acme", "confirmed by 1; dwelt 30.0s; sentinel (attempt 1) out of 1 sessions and a, b, c")
+	out := t.want(exitDone, "history acme", "confirmed by 1; dwelt 30.0s; sentinel (attempt 1) out of 1 sessions, 0 mirrors and a, b, c")
 	if strings.Count(out, "acme") != 5 {
 		t.Errorf("history acme:\n%s", out)
 	}
@@ -132,7 +132,7 @@ func TestOperatorAgainstAnInstance(tt *testing.T) {
 	}
 	t.want(exitDone, "release acme")
 	t.want(exitDone, "flip acme mqtt --wait --timeout 2m")
-	t.want(exitDone, "history acme", "jetstream  shadow", "out of 1 sessions and commands, ")
+	t.want(exitDone, "history acme", "jetstream  shadow", "out of 1 sessions, 1 mirrors and commands, ")
 	if code := stop(); code != nil {
 		t.Error(code)
 	}
