@@ -14,12 +14,13 @@ import (
 	natsjs "github.com/nats-io/nats.go/jetstream"
 	"go.uber.org/goleak"
 
+	"github.com/crossfade-io/crossfade/bridge/sourcetest"
 	"github.com/crossfade-io/crossfade/internal/devstack"
 	"github.com/crossfade-io/crossfade/jetstream"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(devstack.Main(m)) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(devstack.Main(m), sourcetest.LeftByProxy()) }
 
 const patience = 30 * time.Second
 

@@ -20,7 +20,7 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(devstack.Main(m)) }
+func TestMain(m *testing.M) { goleak.VerifyTestMain(devstack.Main(m), sourcetest.LeftByProxy()) }
 
 const (
 	deviceTopic = "tenant/t1/device/d1/telemetry"
