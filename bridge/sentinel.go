@@ -97,7 +97,8 @@ func (s *sentinels) take(d *pipeline.Delivery, what pipeline.Sentinel) {
 	case d.Path == pipeline.PathJetStream:
 		s.mark(d, what)
 	case ok:
-		// An error means that the sentinel comes again, as all before it do.
+		// An error means that the sentinel comes again, as all before it do; or that it
+		// came with QoS 0, ahead of what waits at the broker.
 		_ = ordered.AckThen(func() { s.see(pipeline.PathMQTT, kindOf(what.Type), what) })
 		return
 	default: // a source that cannot tell proves nothing

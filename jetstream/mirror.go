@@ -129,7 +129,7 @@ func (m *Mirror) deliverSentinel(d pipeline.Delivery, s pipeline.Sentinel) {
 	}
 	d.Receipt = passed{r, s}
 	if err := r.AckThen(func() { m.enqueue(d) }); err != nil {
-		m.ackErrors.Add(1) // it comes again
+		m.ackErrors.Add(1) // it comes again, or came ahead of others and proves nothing
 	}
 }
 

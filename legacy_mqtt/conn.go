@@ -145,28 +145,6 @@ func (b *conn) settleThen(seq uint64, then func()) error {
 	return b.settle(seq, ackGiven)
 }
 
-// arrived is how many QoS 1 messages have come by this connection.
-func (b *conn) arrived() uint64 {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.acks.next
-}
-
-// after has f called once the first n messages are acknowledged; at once where they
-// are.
-func (b *conn) after(n uint64, f func()) error {
-	b.mu.Lock()
-	closed, waits := b.closed, !b.closed && b.acks.after(n, f)
-	b.mu.Unlock()
-	switch {
-	case closed:
-		return ErrConnectionGone
-	case !waits:
-		f()
-	}
-	return nil
-}
-
 // flush moves the buffer to the network until the connection is closed.
 func (b *conn) flush() {
 	defer close(b.finished)

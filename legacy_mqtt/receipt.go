@@ -9,6 +9,9 @@ import (
 // errSettled: Ack or Release was called on a copy that had been settled before.
 var errSettled = errors.New("mqtt: the copy is settled already; each copy is settled once")
 
+// errUnordered: AckThen was called on a copy that overtakes others.
+var errUnordered = errors.New("mqtt: a QoS 0 copy has no place among the others: it overtakes what waits at the broker")
+
 // receipt settles one copy. It implements pipeline.Receipt.
 type receipt struct {
 	source   *Source
@@ -44,20 +47,20 @@ func (r *receipt) Ack() error {
 // other work to do, so it must not block. It is not called at all where the connection
 // ends too early, or a copy before this one is given back; the broker then sends both
 // again. The error is that of Ack; then is not called after one.
+//
+// A QoS 0 copy is settled and has an error: it does not queue behind the QoS 1
+// messages that wait at the broker for room in the window, so it proves nothing of them.
 func (r *receipt) AckThen(then func()) error {
 	if !r.finished.CompareAndSwap(false, true) {
 		return errSettled
 	}
 	defer r.source.letGo()
-	settled := func() { r.source.unconfirmed.after(then) }
-	var err error
 	if r.qos0 {
 		r.source.unconfirmed.settle(r.seq)
-		err = r.conn.after(r.conn.arrived(), settled)
-	} else {
-		err = r.conn.settleThen(r.seq, settled)
+		return errUnordered
 	}
-	if err != nil {
+	settled := func() { r.source.unconfirmed.after(then) }
+	if err := r.conn.settleThen(r.seq, settled); err != nil {
 		r.source.counters.ackErrors.Add(1)
 		return err
 	}

@@ -288,14 +288,14 @@ func TestLeaderEndsBetweenSentinelAndSending(t *testing.T) {
 	o := newOracle(stage.Shadow)
 	stuck := &stuckProber{asked: make(chan struct{}, 1)}
 	first := start(t, brisk(t, pool, "a", o, stuck))
-	until(t, "it is in shadow", first.in(stage.Shadow, "t"))
+	until(t, "a leads", first.Leading)
 	p := &courier{mute: map[pipeline.Path]bool{}}
 	options := brisk(t, pool, "b", o, p)
 	options.Resend, options.ResendMax = time.Hour, time.Hour
 	second := start(t, options)
 	p.set(func(p *courier) { p.carriers = []*Control{second.Control, first.Control} })
 	o.wish(stage.MQTT)
-	<-stuck.asked // the row is written, nothing is sent
+	until(t, "the row is written, and nothing is sent", func() bool { return len(stuck.asked) > 0 })
 	first.halt()
 	until(t, "b leads", second.Leading)
 	first.resume()

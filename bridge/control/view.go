@@ -41,6 +41,9 @@ func (c *Control) load(ctx context.Context, full bool) error {
 	defer c.reading.Unlock()
 	lease := c.lease.Load().number // before the reading: that is what the view is worth
 	before := c.view.Load()
+	// After a lapse everything is read: what is newer may be the start of another history,
+	// when PostgreSQL has lost its last commits in the meantime.
+	full = full || before.lease != lease
 	next, changed, err := c.read(ctx, before, full)
 	if err == nil && next == nil { // rows were removed, or an older state was brought back
 		next, changed, err = c.read(ctx, before, true)
