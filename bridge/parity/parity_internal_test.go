@@ -150,6 +150,7 @@ func TestSamplesHoldNoSecret(t *testing.T) {
 		`{"inner":"{\"provision_token\":\"SECRET\"}","message_id":"x"}`,
 		`{"inner":"{\"provision\\u005ftoken\":\"SECRET\"}","message_id":"x"}`,
 		`{"provision\u005ftoken":"SECRET","message_id":"x"}`,
+		`{"inner":"{\"provision\\u005ftoken\":\"SECRET\"","message_id":"x"}`, // no JSON: it is cut off
 		`{"log":"provision_token=SECRET","message_id":"x"}`,
 		`{"message_id":"x","pad":"` + strings.Repeat("p", MaxPayload-60) + `","provision_token":"SECRET"}`,
 	} {

@@ -1,11 +1,10 @@
 package parity
 
 import (
-	"bytes"
-	"encoding/json"
 	"strings"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/redact"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -49,7 +48,7 @@ func NewSample(m *pipeline.Message, tenant string, other int64, at time.Time) Sa
 		s.Payload = "(not read: too long)"
 		return s
 	}
-	s.Payload = legible(redact(m.AppendPayload(nil)), MaxPayload)
+	s.Payload = legible(redacted(m.AppendPayload(nil)), MaxPayload)
 	return s
 }
 
@@ -59,58 +58,13 @@ func legible(s string, n int) string {
 	return strings.ReplaceAll(strings.Clone(s), "\x00", "")
 }
 
-const (
-	secretMember = "provision_token"
-	redacted     = "[redacted]"
-)
-
-// redact takes the device's secret out of JSON. What is no JSON is left out.
-func redact(src []byte) string {
-	d := json.NewDecoder(bytes.NewReader(src))
-	d.UseNumber()
-	var v any
-	if d.Decode(&v) != nil {
-		return redacted
+// redacted is the payload without the device's secret. What is no JSON is left out.
+func redacted(src []byte) string {
+	v, ok := redact.JSON(src, redact.Whole)
+	if !ok {
+		return redact.Mark
 	}
-	var out bytes.Buffer
-	e := json.NewEncoder(&out)
-	e.SetEscapeHTML(false)
-	if e.Encode(redactValue(v)) != nil {
-		return redacted
-	}
-	return strings.TrimSuffix(out.String(), "\n")
-}
-
-func redactValue(v any) any {
-	switch v := v.(type) {
-	case map[string]any:
-		for name, member := range v {
-			if strings.EqualFold(name, secretMember) {
-				v[name] = redacted
-			} else {
-				v[name] = redactValue(member)
-			}
-		}
-	case []any:
-		for i := range v {
-			v[i] = redactValue(v[i])
-		}
-	case string:
-		return redactText(v)
-	}
-	return v
-}
-
-// redactText looks for the secret in JSON that stands in a string, and leaves out
-// the whole of any other text that names it.
-func redactText(s string) string {
-	switch {
-	case strings.ContainsAny(s, "{[") && json.Valid([]byte(s)):
-		return redact([]byte(s))
-	case strings.Contains(strings.ToLower(s), secretMember):
-		return redacted
-	}
-	return s
+	return string(redact.Encode(v, ""))
 }
 
 // sampled bounds the samples by tenant and hour.

@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/crossfade-io/crossfade/internal/config"
+	"github.com/crossfade-io/crossfade/internal/redact"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
@@ -107,11 +108,11 @@ func (q *quarantineShowCommand) showJSON(out io.Writer, row *store.Quarantined, 
 		Raw     *string         `json:"raw"`
 		RawHex  *string         `json:"raw_hex,omitempty"` // instead of raw, for what is no UTF-8
 	}{quarantinedJSON: jsonRow(row), Ledger: ledgerOf(ledger)}
-	if v, ok := redactJSON(row.Payload); ok {
-		answer.Payload = encode(v, "")
+	if v, ok := redact.JSON(row.Payload, redact.Cut); ok {
+		answer.Payload = redact.Encode(v, "")
 	}
 	if row.Raw != nil {
-		text := redactText(string(row.Raw))
+		text := redact.Cut(string(row.Raw))
 		if utf8.ValidString(text) {
 			answer.Raw = &text
 		} else {
@@ -145,13 +146,13 @@ func (q *quarantineShowCommand) showText(out io.Writer, row *store.Quarantined, 
 	if err := w.Flush(); err != nil {
 		return err
 	}
-	if v, ok := redactJSON(row.Payload); ok {
-		fmt.Fprintf(out, "\nPAYLOAD\n%s\n", printableLines(shown(string(encode(v, "  ")))))
+	if v, ok := redact.JSON(row.Payload, redact.Cut); ok {
+		fmt.Fprintf(out, "\nPAYLOAD\n%s\n", printableLines(shown(string(redact.Encode(v, "  ")))))
 	}
 	if row.Raw == nil {
 		return nil
 	}
-	text := redactText(string(row.Raw))
+	text := redact.Cut(string(row.Raw))
 	fmt.Fprintf(out, "\nRAW, %d bytes%s\n", len(row.Raw), changed(text, row.Raw))
 	if utf8.ValidString(text) {
 		_, err := fmt.Fprintln(out, printableLines(shown(text)))
