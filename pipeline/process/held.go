@@ -24,7 +24,7 @@ type held struct {
 	mu      sync.Mutex
 	lines   map[pipeline.DeviceKey]*line
 	order   []*line       // the same, the one tried longest ago first
-	refused line          // of messages of any device, behind which nobody waits
+	refused line          // of messages of any device, behind which nobody waits; why is nil when there are none
 	wake    chan struct{} // holds a token after something was set aside
 }
 
@@ -139,6 +139,9 @@ func (h *held) try(ctx context.Context) (moved bool) {
 	defer h.mu.Unlock()
 	h.keepRefused(b)
 	h.refused.grow(len(b.refused) == 0)
+	if len(h.refused.messages) == 0 {
+		h.refused.why = nil
+	}
 	for k, back := range b.blocked {
 		left += len(back.messages)
 		l := h.line(k, back.why) // of a refused message's device it may be a new one
@@ -241,7 +244,7 @@ func (h *held) tell(ctx context.Context) {
 func (h *held) trouble() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if len(h.refused.messages) > 0 {
+	if h.refused.why != nil { // while they are being tried there are no messages
 		return fmt.Errorf("a message can be neither written nor quarantined; mend the constraints or triggers of quarantine_events: %w", h.refused.why)
 	}
 	for _, l := range h.order {
@@ -266,5 +269,5 @@ func (h *held) releaseAll() {
 	for _, m := range h.refused.messages {
 		h.batch.release(m.item)
 	}
-	h.refused.messages = nil
+	h.refused.messages, h.refused.why = nil, nil
 }
