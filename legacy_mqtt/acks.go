@@ -16,6 +16,7 @@ type acks struct {
 type ackEntry struct {
 	packetID uint16
 	state    ackState
+	arrival  // until it is acknowledged
 }
 
 type ackState uint8
@@ -27,12 +28,12 @@ const (
 )
 
 // expect enters a message and returns its sequence number.
-func (a *acks) expect(packetID uint16) uint64 {
+func (a *acks) expect(packetID uint16, m arrival) uint64 {
 	if a.next-a.head == uint64(len(a.ring)) {
 		a.grow()
 	}
 	seq := a.next
-	a.ring[seq&a.mask()] = ackEntry{packetID: packetID}
+	a.ring[seq&a.mask()] = ackEntry{packetID: packetID, arrival: m}
 	a.next++
 	return seq
 }
@@ -41,7 +42,11 @@ func (a *acks) expect(packetID uint16) uint64 {
 // whose turn has come. A sequence number is settled once. It returns what is to be
 // called now, outside of whatever lock protects the ledger.
 func (a *acks) settle(seq uint64, state ackState, puback func(packetID uint16)) (due []func()) {
-	a.ring[seq&a.mask()].state = state
+	settled := &a.ring[seq&a.mask()]
+	settled.state = state
+	if state == ackGiven {
+		settled.arrival = arrival{} // the ring lasts, the topic need not
+	}
 	for a.head != a.next {
 		e := a.ring[a.head&a.mask()]
 		if e.state != ackGiven {

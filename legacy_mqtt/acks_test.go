@@ -25,7 +25,7 @@ func TestAcksKeepOrder(t *testing.T) {
 		t.Repeat(map[string]func(*rapid.T){
 			"arrive": func(t *rapid.T) {
 				for range rapid.IntRange(1, 100).Draw(t, "messages") {
-					seq := ledger.expect(uint16(len(arrived)) + 1)
+					seq := ledger.expect(uint16(len(arrived))+1, arrival{})
 					if seq != uint64(len(arrived)) {
 						t.Fatalf("sequence number %d, want %d", seq, len(arrived))
 					}

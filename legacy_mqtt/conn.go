@@ -40,6 +40,9 @@ type conn struct {
 	buf    []byte
 	acks   acks
 	closed bool
+	// sent counts the bytes that the network has taken, writing those that it is just
+	// being given.
+	sent, writing uint64
 
 	urgent   chan struct{} // a packet other than a PUBACK waits
 	lazy     chan struct{} // a PUBACK waits
@@ -95,10 +98,10 @@ func (b *conn) Read(p []byte) (int, error) {
 }
 
 // expect enters a received QoS 1 message into the ledger.
-func (b *conn) expect(packetID uint16) uint64 {
+func (b *conn) expect(packetID uint16, m arrival) uint64 {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.acks.expect(packetID)
+	return b.acks.expect(packetID, m)
 }
 
 // settle notes what became of a message, buffers the PUBACKs that are due, and
@@ -177,6 +180,7 @@ func (b *conn) writeOut(timeout time.Duration) error {
 	b.mu.Lock()
 	out := b.buf
 	b.buf = nil
+	b.writing = uint64(len(out))
 	b.mu.Unlock()
 	if len(out) == 0 {
 		return nil
@@ -184,8 +188,33 @@ func (b *conn) writeOut(timeout time.Duration) error {
 	if err := b.SetWriteDeadline(time.Now().Add(timeout)); err != nil {
 		return err
 	}
-	_, err := b.Conn.Write(out)
-	return err
+	if _, err := b.Conn.Write(out); err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sent, b.writing = b.sent+b.writing, 0
+	return nil
+}
+
+// position is where in everything that was ever written the last Write has ended. The
+// caller holds the lock.
+func (b *conn) position() uint64 { return b.sent + b.writing + uint64(len(b.buf)) }
+
+// holds reports whether the network has not taken everything up to a position.
+func (b *conn) holds(position uint64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sent < position
+}
+
+// abandon ends the connection at once. What it holds is never sent.
+func (b *conn) abandon() {
+	b.markClosed()
+	b.mu.Lock()
+	b.buf = nil
+	b.mu.Unlock()
+	_ = b.Conn.Close() // it ends all the same
 }
 
 // finish sends what was buffered before Close, DISCONNECT last, and if asked

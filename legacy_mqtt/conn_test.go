@@ -55,7 +55,7 @@ func TestConnSendsEachPacketWhole(t *testing.T) {
 // and needs no other traffic to be sent.
 func TestConnSendsPubacks(t *testing.T) {
 	c, broker := pipe(t)
-	first, second := c.expect(0x1234), c.expect(7)
+	first, second := c.expect(0x1234, arrival{}), c.expect(7, arrival{})
 	if err := errors.Join(c.settle(second, ackGiven), c.settle(first, ackGiven)); err != nil {
 		t.Fatal(err)
 	}
@@ -84,7 +84,7 @@ func TestConnCloseSendsWhatWasWritten(t *testing.T) {
 		if _, err := io.ReadFull(broker, first); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.settle(c.expect(7), ackGiven); err != nil {
+		if err := c.settle(c.expect(7, arrival{}), ackGiven); err != nil {
 			t.Fatal(err)
 		}
 		if _, err := packets.NewControlPacket(packets.DISCONNECT).WriteTo(c); err != nil {
@@ -99,7 +99,7 @@ func TestConnCloseSendsWhatWasWritten(t *testing.T) {
 		if want := []byte{0, 0x40, 2, 0, 7, 0xE0}; !bytes.HasPrefix(got, want) {
 			t.Fatalf("the broker read % x, want % x and the rest of DISCONNECT", got, want)
 		}
-		if err := c.settle(c.expect(8), ackGiven); !errors.Is(err, ErrConnectionGone) {
+		if err := c.settle(c.expect(8, arrival{}), ackGiven); !errors.Is(err, ErrConnectionGone) {
 			t.Errorf("settle after Close = %v, want ErrConnectionGone", err)
 		}
 		if _, err := packets.NewControlPacket(packets.PINGREQ).WriteTo(c); err == nil {
@@ -121,7 +121,7 @@ func TestConnWriteErrorEndsIt(t *testing.T) {
 	if _, err := packets.NewControlPacket(packets.PINGREQ).WriteTo(c); err == nil {
 		t.Error("write after a failed write succeeded")
 	}
-	if err := c.settle(c.expect(1), ackGiven); !errors.Is(err, ErrConnectionGone) {
+	if err := c.settle(c.expect(1, arrival{}), ackGiven); !errors.Is(err, ErrConnectionGone) {
 		t.Errorf("settle = %v, want ErrConnectionGone", err)
 	}
 }

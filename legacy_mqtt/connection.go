@@ -74,6 +74,7 @@ func (s *Source) connectionUp(manager *autopaho.ConnectionManager, ack *paho.Con
 	if !first && !ack.SessionPresent {
 		s.log.Error("the broker has lost our session: what it held for us is gone from the MQTT path")
 	}
+	s.kept.Store(int64(s.cfg.kept(ack.Properties)))
 	if p := ack.Properties; p != nil && p.SessionExpiryInterval != nil {
 		if granted := time.Duration(*p.SessionExpiryInterval) * time.Second; granted < s.cfg.SessionExpiry {
 			s.log.Warn("the broker keeps our session for less than was asked",

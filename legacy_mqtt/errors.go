@@ -53,8 +53,18 @@ func reason(code byte) string {
 	return fmt.Sprintf("%s (0x%02X)", text, code)
 }
 
+// guardError is what a publisher's guard says against a connection.
+type guardError struct{ why error }
+
+func (e *guardError) Error() string { return "not allowed to publish now: " + e.why.Error() }
+func (e *guardError) Unwrap() error { return e.why }
+
 // connectError translates why an attempt to connect failed.
 func connectError(err error) error {
+	// paho reports it as if the broker had refused.
+	if guard, ok := errors.AsType[*guardError](err); ok {
+		return guard
+	}
 	var refused *autopaho.ConnackError
 	if errors.As(err, &refused) {
 		return fmt.Errorf("the broker refused: %s", reason(refused.ReasonCode))

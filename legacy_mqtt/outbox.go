@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
+	"maps"
 	"math"
 	"slices"
 	"sync"
@@ -29,8 +31,10 @@ const mostLosses = 10
 // what is sent it writes to the connection itself, since paho's own Publish either
 // waits for each message or tells nothing of it.
 type outbox struct {
-	options PublisherOptions
-	user    string
+	options  PublisherOptions
+	user     string
+	life     context.Context // ends with the publisher
+	patience time.Duration   // for the guard
 
 	mu       sync.Mutex
 	conn     io.Writer // nil while there is no connection
@@ -57,6 +61,7 @@ type outgoing struct {
 	batch  *batch
 	index  int
 	order  uint64
+	end    uint64 // conn.position after it while it is flying
 	losses int
 	done   bool
 }
@@ -96,8 +101,10 @@ func (o *outgoing) finish(err error) {
 	}
 }
 
-func newOutbox(o PublisherOptions, user string) *outbox {
-	return &outbox{options: o, user: user, flying: make(map[uint16]*outgoing)}
+// newOutbox makes the outbox of a publisher that lives until life ends and waits for
+// its guard for as long as patience.
+func newOutbox(life context.Context, o PublisherOptions, user string, patience time.Duration) *outbox {
+	return &outbox{options: o, user: user, life: life, patience: patience, flying: make(map[uint16]*outgoing)}
 }
 
 // send takes a batch on.
@@ -140,9 +147,27 @@ func (x *outbox) await(ctx context.Context, b *batch, health func() error) {
 			why = fmt.Errorf("%w (%w)", why, state)
 		}
 		x.mu.Lock()
+		x.holdBack(slices.Values(b.items))
 		b.fail(why)
 		x.mu.Unlock()
 		return
+	}
+}
+
+// holdBack makes sure that none of the messages that are about to be given up is sent
+// any more: who is told that one is unconfirmed goes by what the network has taken
+// until then. The connection is ended if it still holds one, which happens when the
+// broker reads no more. The caller holds mu.
+func (x *outbox) holdBack(list iter.Seq[*outgoing]) {
+	c, ok := x.conn.(*conn)
+	if !ok {
+		return
+	}
+	for o := range list {
+		if !o.done && c.holds(o.end) {
+			c.abandon()
+			return
+		}
 	}
 }
 
@@ -187,6 +212,9 @@ func (x *outbox) launch(o *outgoing) {
 	}
 	// A connection that cannot be written to is lost, which paho tells soon.
 	_, _ = x.conn.Write(wire.Bytes())
+	if c, ok := x.conn.(*conn); ok {
+		o.end = c.position()
+	}
 }
 
 // freeID returns a packet ID that is not in use. There is one: fewer are flying than
@@ -205,6 +233,7 @@ func (x *outbox) end() {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	x.ended = true
+	x.holdBack(maps.Values(x.flying))
 	for _, o := range x.queue {
 		o.finish(errPublisherClosed)
 	}
@@ -214,10 +243,19 @@ func (x *outbox) end() {
 	x.queue = nil
 }
 
-// ConAckReceived begins a connection: what the one before has left comes first.
+// ConAckReceived begins a connection, if the guard allows it: what the one before has
+// left comes first.
 func (x *outbox) ConAckReceived(w io.Writer, _ *packets.Connect, ack *packets.Connack) error {
+	forbidden := x.ask()
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	if forbidden != nil {
+		for _, o := range x.queue {
+			o.finish(fmt.Errorf("%w: %w", ErrUnconfirmed, forbidden))
+		}
+		x.queue = nil
+		return forbidden
+	}
 	x.limits = limits{flying: x.options.Window, packet: math.MaxUint32, retain: true, qos: 2}
 	if p := ack.Properties; p != nil {
 		if p.ReceiveMaximum != nil {
@@ -243,10 +281,12 @@ func (x *outbox) ConAckReceived(w io.Writer, _ *packets.Connect, ack *packets.Co
 func (x *outbox) ConnectionLost(*packets.Disconnect) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	x.holdBack(maps.Values(x.flying))
 	x.conn = nil
 	var again []*outgoing
 	for id, o := range x.flying {
 		delete(x.flying, id)
+		o.end = 0
 		if o.losses++; o.losses >= mostLosses {
 			o.finish(fmt.Errorf("%w: %d connections were lost while the message on %s was on its way; does the broker hang up on it?", ErrUnconfirmed, o.losses, o.packet.Topic))
 		}
@@ -256,6 +296,28 @@ func (x *outbox) ConnectionLost(*packets.Disconnect) error {
 	}
 	slices.SortFunc(again, func(a, b *outgoing) int { return cmp.Compare(a.order, b.order) })
 	x.queue = append(again, x.queue...)
+	return nil
+}
+
+// ask has the guard decide about a connection. Nothing is flying then, since the end
+// of the one before has put everything back into the queue. The connection sends no
+// keep-alive meanwhile.
+func (x *outbox) ask() error {
+	if x.options.Guard == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(x.life, x.patience)
+	defer cancel()
+	err := x.options.Guard(ctx)
+	if x.life.Err() != nil {
+		return errPublisherClosed
+	}
+	if err == nil && ctx.Err() != nil {
+		err = fmt.Errorf("no answer within %s", x.patience)
+	}
+	if err != nil {
+		return &guardError{err}
+	}
 	return nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/eclipse/paho.golang/packets"
 )
@@ -41,7 +42,7 @@ func puback(id uint16) *packets.ControlPacket {
 // TestOutboxKeepsToReceiveMaximum: no more is on its way than the broker allows, and
 // identifiers that are in use are not given again, however often they wrap.
 func TestOutboxKeepsToReceiveMaximum(t *testing.T) {
-	x := newOutbox(DefaultPublisherOptions(), "")
+	x := newOutbox(t.Context(), DefaultPublisherOptions(), "", time.Second)
 	var wire bytes.Buffer
 	if err := x.ConAckReceived(&wire, nil, connack(3)); err != nil {
 		t.Fatal(err)
@@ -82,7 +83,7 @@ func TestOutboxKeepsToReceiveMaximum(t *testing.T) {
 // TestOutboxGivesUpOnPoison: a message upon which the broker hangs up every time does
 // not keep others from being sent for ever.
 func TestOutboxGivesUpOnPoison(t *testing.T) {
-	x := newOutbox(DefaultPublisherOptions(), "")
+	x := newOutbox(t.Context(), DefaultPublisherOptions(), "", time.Second)
 	b := newBatchOf(1, 10)
 	x.send(b)
 	for range mostLosses {

@@ -61,6 +61,17 @@ func (e *RefusedError) Error() string {
 type PublisherOptions struct {
 	// Name is appended to Config.ClientID, since no two connections may share one.
 	Name string
+	// ClientID replaces the client ID that is made with Name, if it is not empty. Two
+	// publishers that share one cut each other off, more and more slowly.
+	ClientID string
+	// Guard, if there is one, is asked after every CONNACK and before anything is sent
+	// or sent again on that connection. Its error ends the connection: what waits fails
+	// with ErrUnconfirmed and that error, nothing is sent, and what is published later
+	// waits for the next connection, which is tried with the usual pauses. It has to
+	// return when ctx ends, which is after the shorter of Config's ConnectTimeout and
+	// KeepAlive; an answer that comes later counts as an error. It must not publish.
+	// It is called by one goroutine at a time.
+	Guard func(ctx context.Context) error
 	// Window is how many messages may be sent and not confirmed, 1 to 65535; the
 	// broker's Receive Maximum bounds it further.
 	Window int
@@ -76,8 +87,10 @@ func DefaultPublisherOptions() PublisherOptions {
 // Validate names the first option that is out of range and its remedy.
 func (o PublisherOptions) Validate() error {
 	switch {
-	case o.Name == "":
-		return errors.New("mqtt publisher: Name: is empty; name what is published")
+	case o.Name == "" && o.ClientID == "":
+		return errors.New("mqtt publisher: Name: is empty; name what is published, or set ClientID")
+	case !utf8.ValidString(o.ClientID) || strings.ContainsRune(o.ClientID, 0) || len(o.ClientID) > pipeline.MaxTopic:
+		return fmt.Errorf("mqtt publisher: ClientID: must be at most %d bytes of UTF-8 without NUL", pipeline.MaxTopic)
 	case o.Window < 1 || o.Window > 65535:
 		return fmt.Errorf("mqtt publisher: Window: %d is out of range; choose 1 to 65535", o.Window)
 	case o.Patience <= 0:
@@ -92,13 +105,18 @@ func (o PublisherOptions) Validate() error {
 // its subscribers once or, around a loss, several times. The messages of one call
 // are sent in their order, those of different calls in any.
 //
+// A message that is not confirmed when its call returns is not sent any more. What the
+// network has taken before that the broker may still read, until it ends the
+// connection; [Evict] makes it do so.
+//
 // Its methods may be called concurrently.
 type Publisher struct {
 	link   *link
 	outbox *outbox
 
 	current atomic.Pointer[conn]
-	stopped chan struct{}
+	life    context.Context // ends when it is closed
+	stop    context.CancelFunc
 
 	mu      sync.Mutex // protects what follows
 	manager *autopaho.ConnectionManager
@@ -116,10 +134,16 @@ func NewPublisher(cfg Config, o PublisherOptions) (*Publisher, error) {
 	if err != nil {
 		return nil, fmt.Errorf("mqtt: URL: %w", err)
 	}
+	id := o.ClientID
+	if id == "" {
+		id = cfg.ClientID + "-" + o.Name
+	}
+	life, stop := context.WithCancel(context.Background())
 	return &Publisher{
-		link:    newLink(&cfg, cfg.ClientID+"-"+o.Name, broker, nil),
-		outbox:  newOutbox(o, cfg.Username),
-		stopped: make(chan struct{}),
+		link:   newLink(&cfg, id, broker, nil),
+		outbox: newOutbox(life, o, cfg.Username, min(cfg.ConnectTimeout, cfg.KeepAlive)),
+		life:   life,
+		stop:   stop,
 	}, nil
 }
 
@@ -212,10 +236,8 @@ func (p *Publisher) connect() error {
 }
 
 func (p *Publisher) dial(ctx context.Context, _ autopaho.ClientConfig, u *url.URL) (net.Conn, error) {
-	select {
-	case <-p.stopped:
+	if p.life.Err() != nil {
 		return nil, errPublisherClosed
-	default:
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.link.cfg.ConnectTimeout)
 	defer cancel()
@@ -232,11 +254,9 @@ func (p *Publisher) dial(ctx context.Context, _ autopaho.ClientConfig, u *url.UR
 // is none. It returns within ctx. Closing twice is fine.
 func (p *Publisher) Close(ctx context.Context) error {
 	p.mu.Lock()
-	manager, first := p.manager, !p.closed
+	manager := p.manager
 	p.closed = true
-	if first {
-		close(p.stopped)
-	}
+	p.stop()
 	p.mu.Unlock()
 	p.link.conclude(errPublisherClosed)
 	p.outbox.end()

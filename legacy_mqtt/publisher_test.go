@@ -352,6 +352,7 @@ func TestPublisherOptions(t *testing.T) {
 	cfg.URL, cfg.ClientID = "mqtt://localhost", "a"
 	for field, spoil := range map[string]func(*legacy_mqtt.PublisherOptions){
 		"Name":     func(o *legacy_mqtt.PublisherOptions) { o.Name = "" },
+		"ClientID": func(o *legacy_mqtt.PublisherOptions) { o.ClientID = "a\x00" },
 		"Window":   func(o *legacy_mqtt.PublisherOptions) { o.Window = 70_000 },
 		"Patience": func(o *legacy_mqtt.PublisherOptions) { o.Patience = 0 },
 	} {

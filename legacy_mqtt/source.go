@@ -47,6 +47,7 @@ type Source struct {
 	unconfirmed unconfirmed
 	room        chan struct{} // in hand fell below the hard limit
 	lastFull    atomic.Int64  // when the hard limit was last logged, Unix seconds
+	kept        atomic.Int64  // see Kept
 
 	closeOnce sync.Once
 	closeErr  error
@@ -148,9 +149,9 @@ func (s *Source) receive(pr paho.PublishReceived) (bool, error) {
 	}
 	r := &receipt{source: s, conn: c, arrived: time.Now(), qos0: pr.Packet.QoS == 0}
 	if r.qos0 {
-		r.seq = s.unconfirmed.expect()
+		r.seq = s.unconfirmed.expect(arrival{pr.Packet.Topic, r.arrived})
 	} else {
-		r.seq = c.expect(pr.Packet.PacketID)
+		r.seq = c.expect(pr.Packet.PacketID, arrival{pr.Packet.Topic, r.arrived})
 	}
 	s.counters.received.Add(1)
 	s.counters.inHand.Add(1)

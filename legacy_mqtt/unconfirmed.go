@@ -11,10 +11,10 @@ type unconfirmed struct {
 	acks acks
 }
 
-func (u *unconfirmed) expect() uint64 {
+func (u *unconfirmed) expect(m arrival) uint64 {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.acks.expect(0)
+	return u.acks.expect(0, m)
 }
 
 // settle ends a message, whether it was acknowledged or given back.
