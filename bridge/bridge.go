@@ -125,6 +125,7 @@ type Bridge struct {
 	jetstream   *feed[*jetstream.Source]
 	mirror      *jetstream.Mirror
 	outbox      *outbox // nil without NATS
+	lag         *lag
 	settings    settings
 	appSettings *appSettings
 	http        *server

@@ -35,6 +35,7 @@ type childSettings struct {
 	MQTT, Mirror *legacy_mqtt.Config
 	NATS         *jetstream.Config
 	JetStream    *jetstream.SourceConfig
+	BeatEvery    time.Duration
 }
 
 // runBridgeChild runs a bridge until SIGTERM if this process is to be one.
@@ -51,6 +52,7 @@ func runBridgeChild() {
 	c := bridge.DefaultConfig(k.Database)
 	c.Instance, c.MQTT, c.Mirror, c.NATS, c.JetStream = k.Instance, k.MQTT, k.Mirror, k.NATS, k.JetStream
 	c.FlagBeat, c.StandbyWait, c.Control.Dwell = time.Second, 2*time.Second, 100*time.Millisecond
+	c.Control.BeatEvery = k.BeatEvery
 	c.Pipeline.Settings.RateLimit = 0 // fleets play in fast motion
 	c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -83,7 +85,7 @@ type child struct {
 // spawn starts a bridge process and waits until it is ready.
 func (s *stack) spawn(c bridge.Config) *child {
 	s.t.Helper()
-	settings, err := json.Marshal(childSettings{c.Instance, c.Store.URL, c.MQTT, c.Mirror, c.NATS, c.JetStream})
+	settings, err := json.Marshal(childSettings{c.Instance, c.Store.URL, c.MQTT, c.Mirror, c.NATS, c.JetStream, c.Control.BeatEvery})
 	if err != nil {
 		s.t.Fatal(err)
 	}

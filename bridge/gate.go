@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"sync/atomic"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -13,7 +14,9 @@ import (
 // so they never block and do no I/O: a tenant's stage is looked up in memory.
 type gate struct {
 	// look returns a tenant's stage, and whether copies may be dropped by it.
-	look     func(tenant string) (s stage.Stage, mayDrop bool)
+	look func(tenant string) (s stage.Stage, mayDrop bool)
+	// spans reports whether a moment by a stream's clock is within what look goes by.
+	spans    func(stored time.Time) bool
 	process  func(pipeline.Delivery)
 	hold     func(pipeline.Delivery, uint64)
 	sentinel func(*pipeline.Delivery, pipeline.Sentinel) // takes it over
@@ -23,7 +26,7 @@ type gate struct {
 
 // newGate makes a gate whose functions are still to be set.
 func newGate(reg prometheus.Registerer) *gate {
-	g := &gate{}
+	g := &gate{spans: func(time.Time) bool { return true }}
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_dropped_total",
 		Help: "Copies that were acknowledged unseen, since the other path has their messages, by path."}, []string{"path"})
 	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
@@ -68,5 +71,8 @@ func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 		return stage.Process
 	}
 	s, mayDrop := g.look(tenant)
+	// A machine that was stopped with its clocks has nothing else to tell it so. Of MQTT
+	// copies none can be new to a session whose proof the leader has waited for.
+	mayDrop = mayDrop && (d.Path == pipeline.PathMQTT || g.spans(d.Receipt.Occurred()))
 	return stage.Decide(s, d.Path, mayDrop, false)
 }

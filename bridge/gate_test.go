@@ -119,6 +119,18 @@ func TestGateDrops(t *testing.T) {
 	}
 }
 
+// TestGateAfterAStandstill: what a stream has stored after the end of the lease is not
+// dropped, whatever this instance's clocks say.
+func TestGateAfterAStandstill(t *testing.T) {
+	b := newGateBench(t)
+	b.mayDrop = true
+	b.spans = func(stored time.Time) bool { return stored.After(time.Unix(0, 0)) }
+	b.jetstream("telemetry.m", "telemetry.s")
+	b.mqtt("tenant/j/device/d/telemetry")
+	expect(t, "held", b.held, "jetstreamtelemetry.m", "jetstreamtelemetry.s")
+	expect(t, "settled", b.settled, "tenant/j/device/d/telemetry")
+}
+
 // TestGateTakesSentinels before it decides anything: in every stage, on both paths,
 // whether or not they are ours.
 func TestGateTakesSentinels(t *testing.T) {

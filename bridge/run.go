@@ -41,6 +41,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	background.start(work, b.parity.Run)
 	background.start(work, b.driveRollouts)
 	background.start(work, b.followChanges)
+	background.start(work, b.lag.run)
 	background.start(work, b.sentinels.run)
 	if b.outbox != nil {
 		background.start(work, b.outbox.run)

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,44 +31,45 @@ type sentinels struct {
 	settled func(ctx context.Context, consumer string, marks []jetstream.Mark) ([]jetstream.Progress, error)
 	// saw writes sightings down, those of nonces that somebody waits for.
 	saw func(context.Context, []control.Sighting) error
-	log *slog.Logger
+	// genuine tells a leader's nonces from those that others make up.
+	genuine func(tenant, nonce string) bool
+	log     *slog.Logger
 
-	quota quota
-	marks *batchqueue.Queue[marked]
-	seen  *batchqueue.Queue[sighting]
-	stats [3]map[string]prometheus.Counter // by path
+	astray atomic.Bool // it was logged that some came out of the wrong stream
+	quota  quota
+	marks  *batchqueue.Queue[marked]
+	seen   *batchqueue.Queue[sighting]
+	stats  [3]map[string]prometheus.Counter // by path
 }
 
 // sighting is one on its way to being recorded.
 type sighting struct {
 	control.Sighting
-	tenant string
+	place
 }
 
 // The ways in which a sentinel ends; label values of crossfade_sentinels_total.
 const (
 	sentinelSeen   = "seen"   // it came out, with all before it settled
 	sentinelForged = "forged" // no sentinel of ours, though on the reserved device
-	sentinelExcess = "excess" // more of one tenant at once than anybody sends
+	sentinelAstray = "astray" // ours, in a stream for messages of another type
+	sentinelExcess = "excess" // one that was sent again, much later
 	sentinelLost   = "lost"   // the stream or its consumer was replaced, or it took too long
 )
 
-// sentinelsPerTenant is how many of a tenant's sentinels are watched at once by each
-// path, all kinds together: devices can forge them.
-const sentinelsPerTenant = 100
-
 func newSentinels(reg prometheus.Registerer, log *slog.Logger) *sentinels {
 	s := &sentinels{
-		saw: func(context.Context, []control.Sighting) error { return nil }, log: log,
-		quota: quota{held: make(map[string]int)},
+		saw:     func(context.Context, []control.Sighting) error { return nil },
+		genuine: func(string, string) bool { return false }, log: log,
+		quota: newQuota(),
 		marks: batchqueue.New[marked](),
 		seen:  batchqueue.New[sighting](),
 	}
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_sentinels_total",
-		Help: "Messages on the reserved device by path and what became of them: seen, forged, excess, lost."}, []string{"path", "result"})
+		Help: "Messages on the reserved device by path and what became of them: seen, forged, astray, excess, lost."}, []string{"path", "result"})
 	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
 		s.stats[p] = make(map[string]prometheus.Counter)
-		for _, result := range []string{sentinelSeen, sentinelForged, sentinelExcess, sentinelLost} {
+		for _, result := range []string{sentinelSeen, sentinelForged, sentinelAstray, sentinelExcess, sentinelLost} {
 			s.stats[p][result] = total.WithLabelValues(p.String(), result)
 		}
 	}
@@ -92,7 +94,7 @@ func kindOf(msgType string) string {
 func (s *sentinels) take(d *pipeline.Delivery, what pipeline.Sentinel) {
 	ordered, ok := d.Receipt.(pipeline.OrderedReceipt)
 	switch {
-	case what.Nonce == "":
+	case !s.genuine(what.Tenant, what.Nonce):
 		s.count(d.Path, sentinelForged)
 	case d.Path == pipeline.PathJetStream:
 		s.mark(d, what)
@@ -109,12 +111,15 @@ func (s *sentinels) take(d *pipeline.Delivery, what pipeline.Sentinel) {
 
 // see takes note of a sentinel that has come out. It does not block.
 func (s *sentinels) see(p pipeline.Path, kind string, what pipeline.Sentinel) {
-	if !s.quota.take(p, what.Tenant) {
+	at := place{p, what.Tenant, what.Nonce, kind}
+	switch s.quota.take(at) {
+	case roomRefused:
 		s.count(p, sentinelExcess)
 		return
+	case roomGiven:
+		s.seen.Put(sighting{control.Sighting{Nonce: what.Nonce, Path: p, Kind: kind, At: time.Now()}, at})
 	}
 	s.count(p, sentinelSeen)
-	s.seen.Put(sighting{control.Sighting{Nonce: what.Nonce, Path: p, Kind: kind, At: time.Now()}, what.Tenant})
 }
 
 // run works until ctx ends.
@@ -140,16 +145,9 @@ func (s *sentinels) record(ctx context.Context) {
 		if len(batch) == 0 {
 			continue
 		}
-		// A session with a subscription of its own gets some sentinels twice.
-		known := make(map[control.Sighting]bool, len(batch))
-		list := make([]control.Sighting, 0, len(batch))
-		for _, b := range batch {
-			key := b.Sighting
-			key.At = time.Time{}
-			if !known[key] {
-				known[key] = true
-				list = append(list, b.Sighting)
-			}
+		list := make([]control.Sighting, len(batch))
+		for i := range batch {
+			list[i] = batch[i].Sighting
 		}
 		for failed := false; ; failed = true {
 			err := s.saw(ctx, list)
@@ -162,33 +160,7 @@ func (s *sentinels) record(ctx context.Context) {
 			sleep(ctx, recordRetry/2+rand.N(recordRetry/2))
 		}
 		for _, b := range batch {
-			s.quota.giveBack(b.Path, b.tenant)
+			s.quota.giveBack(b.place)
 		}
-	}
-}
-
-// quota bounds what is kept for each tenant.
-type quota struct {
-	mu   sync.Mutex
-	held map[string]int // by path and tenant
-}
-
-func (q *quota) take(p pipeline.Path, tenant string) bool {
-	key := p.String() + "/" + tenant
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.held[key] >= sentinelsPerTenant {
-		return false
-	}
-	q.held[key]++
-	return true
-}
-
-func (q *quota) giveBack(p pipeline.Path, tenant string) {
-	key := p.String() + "/" + tenant
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if q.held[key]--; q.held[key] <= 0 {
-		delete(q.held, key)
 	}
 }

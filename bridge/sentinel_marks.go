@@ -28,6 +28,14 @@ type marked struct {
 	sentinel pipeline.Sentinel
 	mirrored bool // by our own mirror, which has put all before it into the stream too
 	since    time.Time
+	place    place
+}
+
+// streamKinds are the kinds of sightings by the consumer of the stream.
+var streamKinds = map[string]string{
+	jetstream.ConsumerTelemetry: control.KindTelemetry,
+	jetstream.ConsumerShadow:    control.KindShadow,
+	jetstream.ConsumerCommands:  control.KindCommands,
 }
 
 // mark notes where in its stream a sentinel was received.
@@ -47,16 +55,34 @@ func (s *sentinels) mark(d *pipeline.Delivery, what pipeline.Sentinel) {
 
 // mirrored notes where in its stream our mirror has put a sentinel.
 func (s *sentinels) mirrored(what pipeline.Sentinel, m jetstream.Mark) {
+	if !s.genuine(what.Tenant, what.Nonce) {
+		return // it is counted where it comes out
+	}
 	s.await(marked{mark: m, sentinel: what, mirrored: true})
 }
 
+// await watches a sentinel, unless it is in another stream than its messages belong to:
+// what a stream has settled says nothing of those that went elsewhere.
 func (s *sentinels) await(m marked) {
-	if !s.quota.take(pipeline.PathJetStream, m.sentinel.Tenant) {
-		s.count(pipeline.PathJetStream, sentinelExcess)
+	if kind := streamKinds[m.mark.Consumer]; kind != kindOf(m.sentinel.Type) {
+		s.count(pipeline.PathJetStream, sentinelAstray)
+		if !s.astray.Swap(true) {
+			s.log.Warn("a sentinel came out of a stream for messages of another type; does the mirror choose subjects as it should?",
+				"type", m.sentinel.Type, "consumer", m.mark.Consumer, "tenant", m.sentinel.Tenant)
+		}
 		return
 	}
-	m.since = time.Now()
-	s.marks.Put(m)
+	m.place = place{pipeline.PathJetStream, m.sentinel.Tenant, m.sentinel.Nonce, "in " + m.mark.Consumer}
+	if m.mirrored {
+		m.place.what = "mirrored " + m.place.what
+	}
+	switch s.quota.take(m.place) {
+	case roomRefused:
+		s.count(pipeline.PathJetStream, sentinelExcess)
+	case roomGiven:
+		m.since = time.Now()
+		s.marks.Put(m)
+	}
 }
 
 // watch asks the server for as long as there are marks, until ctx ends.
@@ -109,7 +135,11 @@ func (w *watcher) add(marks []marked) {
 
 // ask finds out about every mark that waits.
 func (w *watcher) ask(ctx context.Context) {
-	for consumer, waiting := range w.waiting {
+	for consumer := range w.waiting {
+		waiting := w.held(consumer)
+		if len(waiting) == 0 {
+			continue
+		}
 		marks := make([]jetstream.Mark, len(waiting))
 		for i := range waiting {
 			marks[i] = waiting[i].mark
@@ -129,7 +159,7 @@ func (w *watcher) ask(ctx context.Context) {
 			case err == nil && known[i] == jetstream.MarkSettled:
 				w.arrived(m)
 			case err == nil && known[i] == jetstream.MarkGone, time.Since(m.since) > marksAge:
-				w.quota.giveBack(pipeline.PathJetStream, m.sentinel.Tenant)
+				w.quota.giveBack(m.place)
 				w.count(pipeline.PathJetStream, sentinelLost)
 			default:
 				left = append(left, m)
@@ -147,9 +177,24 @@ func (w *watcher) ask(ctx context.Context) {
 	}
 }
 
+// held are those that wait for a consumer, without those that gave way to newer ones.
+func (w *watcher) held(consumer string) []marked {
+	waiting := slices.DeleteFunc(w.waiting[consumer], func(m marked) bool {
+		gone := !w.quota.has(m.place)
+		if gone {
+			w.count(pipeline.PathJetStream, sentinelExcess)
+		}
+		return gone
+	})
+	if w.waiting[consumer] = waiting; len(waiting) == 0 {
+		delete(w.waiting, consumer)
+	}
+	return waiting
+}
+
 // arrived takes note of a sentinel before which everything in its stream is settled.
 func (w *watcher) arrived(m marked) {
-	w.quota.giveBack(pipeline.PathJetStream, m.sentinel.Tenant)
+	w.quota.giveBack(m.place)
 	if !m.mirrored {
 		w.see(pipeline.PathJetStream, kindOf(m.sentinel.Type), m.sentinel)
 		return

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -37,6 +38,7 @@ func newLookout() *lookout {
 	reg := prometheus.NewRegistry()
 	l := &lookout{sentinels: newSentinels(reg, slog.New(slog.DiscardHandler)), registry: reg,
 		floor: make(map[string]uint64), gone: make(map[string]bool), ended: make(chan struct{})}
+	l.sentinels.genuine = func(_, nonce string) bool { return !strings.HasPrefix(nonce, "forged") }
 	l.sentinels.settled = func(_ context.Context, consumer string, marks []jetstream.Mark) ([]jetstream.Progress, error) {
 		l.mu.Lock()
 		defer l.mu.Unlock()
@@ -128,16 +130,16 @@ func TestMarksWaitForTheFloor(t *testing.T) {
 		defer l.end()
 		acked := 0
 		for seq := range uint64(3) {
-			d := pipeline.Delivery{Path: pipeline.PathJetStream, Receipt: inStream{jetstream.Mark{Consumer: "c", Sequence: seq + 1}, &acked}}
+			d := pipeline.Delivery{Path: pipeline.PathJetStream, Receipt: inStream{jetstream.Mark{Consumer: jetstream.ConsumerShadow, Sequence: seq + 1}, &acked}}
 			l.take(&d, ofTenant("t", pipeline.SentinelShadow, fmt.Sprint("n", seq+1)))
 		}
 		l.expect(t)
 		if acked != 3 {
 			t.Errorf("%d of 3 are acknowledged", acked)
 		}
-		l.set(func() { l.floor["c"] = 2 })
+		l.set(func() { l.floor[jetstream.ConsumerShadow] = 2 })
 		l.expect(t, "jetstream n1 shadow", "jetstream n2 shadow")
-		l.set(func() { l.gone["c"] = true })
+		l.set(func() { l.gone[jetstream.ConsumerShadow] = true })
 		l.expect(t, "jetstream n1 shadow", "jetstream n2 shadow")
 		if n := l.counted(t, sentinelLost); n != 1 {
 			t.Errorf("%v are lost, want 1", n)
@@ -182,31 +184,108 @@ func TestSightingsSurviveAnOutage(t *testing.T) {
 	})
 }
 
-// TestForgedSentinelsOfOneTenant, thousands of them while the database is away, take no
-// room from those of another.
-func TestForgedSentinelsOfOneTenant(t *testing.T) {
+// byStream is a copy of a sentinel that came out of a consumer's stream.
+func byStream(consumer string, acked *int) *pipeline.Delivery {
+	return &pipeline.Delivery{Path: pipeline.PathJetStream, Receipt: inStream{jetstream.Mark{Consumer: consumer, Sequence: 1}, acked}}
+}
+
+// TestSentinelsAstray: what came out of a stream for messages of another type proves
+// nothing, neither of that stream nor of its own.
+func TestSentinelsAstray(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLookout()
+		defer l.end()
+		acked := 0
+		for _, msgType := range pipeline.SentinelTypes() { // a mirror that knows one subject only
+			l.take(byStream(jetstream.ConsumerTelemetry, &acked), ofTenant("t", msgType, "n"))
+			l.mirrored(ofTenant("t", msgType, "n"), jetstream.Mark{Consumer: jetstream.ConsumerTelemetry, Sequence: 1})
+		}
+		l.set(func() { l.floor[jetstream.ConsumerTelemetry] = 1 })
+		l.expect(t, "jetstream n telemetry")
+		if n := l.counted(t, sentinelAstray); n != 4 || acked != 3 {
+			t.Errorf("%v astray, want 4; %d acknowledged, want 3", n, acked)
+		}
+	})
+}
+
+// TestForgedSentinels take no room: thousands of them while nothing is settled and the
+// database is away keep none out that a leader has sent, of the same tenant.
+func TestForgedSentinels(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := newLookout()
 		defer l.end()
 		l.set(func() { l.away = true })
+		acked := 0
 		for i := range 10_000 {
-			l.see(pipeline.PathMQTT, control.KindTelemetry, ofTenant("bad", pipeline.SentinelTelemetry, fmt.Sprint("f", i)))
-			l.mirrored(ofTenant("bad", pipeline.SentinelTelemetry, fmt.Sprint("f", i)), jetstream.Mark{Consumer: "c", Sequence: 1})
+			forged := ofTenant("t", pipeline.SentinelTelemetry, fmt.Sprint("forged", i))
+			l.take(byStream(jetstream.ConsumerTelemetry, &acked), forged)
+			l.take(&pipeline.Delivery{Path: pipeline.PathMQTT, Receipt: atOnce{&acked}}, forged)
+			l.mirrored(forged, jetstream.Mark{Consumer: jetstream.ConsumerTelemetry, Sequence: 1})
 		}
-		l.see(pipeline.PathMQTT, control.KindTelemetry, ofTenant("good", pipeline.SentinelTelemetry, "n"))
-		if n := l.counted(t, sentinelExcess); n != 2*(10_000-sentinelsPerTenant) {
-			t.Errorf("%v in excess", n)
+		real := ofTenant("t", pipeline.SentinelTelemetry, "n")
+		l.take(byStream(jetstream.ConsumerTelemetry, &acked), real)
+		l.take(&pipeline.Delivery{Path: pipeline.PathMQTT, Receipt: atOnce{&acked}}, real)
+		if n := l.counted(t, sentinelForged); n != 20_000 || acked != 20_002 {
+			t.Errorf("%v count as forged, %d are acknowledged", n, acked)
 		}
-		l.set(func() { l.away = false })
+		l.set(func() { l.away, l.floor[jetstream.ConsumerTelemetry] = false, 1 })
+		l.expect(t, "jetstream n telemetry", "mqtt n telemetry")
+	})
+}
+
+// atOnce is a receipt whose acknowledgement has its turn at once.
+type atOnce struct{ acked *int }
+
+func (r atOnce) Ack() error                { return r.AckThen(func() {}) }
+func (r atOnce) AckThen(then func()) error { *r.acked++; then(); return nil }
+func (r atOnce) Release() error            { panic("a sentinel is never given back") }
+func (r atOnce) Occurred() time.Time       { return time.Unix(0, 0) }
+
+// TestRepeatedSentinels: somebody has recorded thousands of genuine ones and sends them
+// again, while nothing is settled and the database is away. One that is newer is seen all
+// the same, whenever it comes, and what is kept stays within bounds.
+func TestRepeatedSentinels(t *testing.T) {
+	nonce := func(i int) string { return fmt.Sprintf("n%06d", i) }
+	const recorded = 5000
+	synctest.Test(t, func(t *testing.T) {
+		l := newLookout()
+		defer l.end()
+		l.set(func() { l.away = true })
+		acked := 0
+		flood := func() {
+			for i := range recorded {
+				old := ofTenant("t", pipeline.SentinelShadow, nonce(i))
+				l.take(byStream(jetstream.ConsumerShadow, &acked), old)
+				l.take(&pipeline.Delivery{Path: pipeline.PathMQTT, Receipt: atOnce{&acked}}, old)
+			}
+		}
+		flood()
+		real := ofTenant("t", pipeline.SentinelShadow, nonce(recorded))
+		l.take(byStream(jetstream.ConsumerShadow, &acked), real)
+		l.take(&pipeline.Delivery{Path: pipeline.PathMQTT, Receipt: atOnce{&acked}}, real)
+		time.Sleep(time.Second)
+		flood()
+		for key, list := range l.quota.held {
+			if len(list) > noncesPerTenant {
+				t.Errorf("%d nonces are kept by %s", len(list), key.path)
+			}
+		}
+		l.set(func() { l.away, l.floor[jetstream.ConsumerShadow] = false, 1 })
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		l.mu.Lock()
-		if len(l.saw) != sentinelsPerTenant+1 || !slices.Contains(l.saw, "mqtt n telemetry") {
-			t.Errorf("%d sightings were written: %q", len(l.saw), l.saw[max(0, len(l.saw)-2):])
+		for _, want := range []string{"jetstream " + real.Nonce + " shadow", "mqtt " + real.Nonce + " shadow"} {
+			if !slices.Contains(l.saw, want) {
+				t.Errorf("not seen: %s", want)
+			}
 		}
 		l.mu.Unlock()
+		if len(l.quota.held) != 0 {
+			t.Errorf("still counted: %v", l.quota.held)
+		}
 		// What waits in vain is forgotten, and makes room.
-		time.Sleep(marksAge)
+		l.mirrored(ofTenant("t", pipeline.SentinelShadow, nonce(recorded+1)), jetstream.Mark{Consumer: jetstream.ConsumerShadow, Sequence: 9})
+		time.Sleep(marksAge + time.Minute)
 		synctest.Wait()
 		if len(l.quota.held) != 0 {
 			t.Errorf("still counted: %v", l.quota.held)

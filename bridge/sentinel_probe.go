@@ -4,16 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/legacy_mqtt"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
-
-// sentinelExpiry is how long a broker keeps a sentinel for a session that is away.
-// Whoever still waits for one by then has sent another.
-const sentinelExpiry = 10 * time.Minute
 
 // probe publishes sentinels. It is a control.Prober.
 type probe struct{ publisher *legacy_mqtt.Publisher }
@@ -24,7 +19,7 @@ func (p probe) Send(ctx context.Context, list []control.Sentinel) error {
 	for _, s := range list {
 		payload := pipeline.SentinelPayload(s.Nonce)
 		for _, t := range types {
-			messages = append(messages, legacy_mqtt.Message{Topic: pipeline.SentinelTopic(s.Tenant, t), Payload: payload, Expiry: sentinelExpiry})
+			messages = append(messages, legacy_mqtt.Message{Topic: pipeline.SentinelTopic(s.Tenant, t), Payload: payload, Expiry: s.Expiry})
 		}
 	}
 	return summary(p.publisher.PublishAll(ctx, messages))

@@ -59,7 +59,11 @@ func (b *Bridge) wireControl() (err error) {
 	o := c.Control
 	o.Pool, o.Instance, o.Version, o.Standard, o.Beat = b.store.Pool(), c.Instance, c.Version, c.DefaultStage, c.FlagBeat
 	o.Wishes, o.Prober = wishes{b.flags, c.Flags.Provider == nil}, b.probe
-	o.Session, o.Mirror = session(c.MQTT), session(c.Mirror)
+	o.Session, o.Mirror = b.session(c.MQTT, "mqtt"), b.session(c.Mirror, "mirror")
+	if c.Control.Retention == 0 {
+		c.Control.Retention = c.Partitions.LedgerRetention
+	}
+	o.Retention = c.Control.Retention
 	o.Moved = b.standby.restage
 	o.Details = func() any { return b.health.readiness(c.Instance) }
 	o.Renewed = b.renewed
@@ -67,18 +71,25 @@ func (b *Bridge) wireControl() (err error) {
 	if b.control, err = control.New(o); err != nil {
 		return err
 	}
-	b.gate.look, b.sentinels.saw = b.control.Look, b.control.Saw
+	b.gate.look, b.gate.spans = b.control.Look, b.control.Spans
+	b.sentinels.saw, b.sentinels.genuine = b.control.Saw, b.control.Genuine
+	b.lag = newLag(b, b.registry)
 	return nil
 }
 
 // session is what a broker keeps for a source; nil for none.
-func session(c *legacy_mqtt.Config) *control.Session {
+func (b *Bridge) session(c *legacy_mqtt.Config, part string) *control.Session {
 	if c == nil {
 		return nil
 	}
-	// The broker counts from when it misses the client.
-	unnoticed := 3*c.KeepAlive/2 + 10*time.Second
-	return &control.Session{ClientID: c.ClientID, Expiry: c.SessionExpiry + unnoticed}
+	return &control.Session{ClientID: c.ClientID, Expiry: c.Kept(), Granted: func() time.Duration {
+		for _, f := range b.feeds {
+			if f, ok := f.(*feed[*legacy_mqtt.Source]); ok && f.name == part {
+				return f.source().Kept()
+			}
+		}
+		return 0
+	}}
 }
 
 // renewed is told whether PostgreSQL has answered; without traffic nothing else shows it.

@@ -28,6 +28,7 @@ var (
 type receipt struct {
 	from       *puller
 	reply      string // $JS.ACK.…: where answers go, and the message's metadata
+	subject    string
 	generation uint64
 
 	// Guarded by from.hand.mu.

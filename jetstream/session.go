@@ -213,7 +213,7 @@ func (s *session) onMsg(m *nats.Msg) {
 		}
 		return
 	}
-	r := &receipt{from: p, reply: m.Reply, generation: s.generation}
+	r := &receipt{from: p, reply: m.Reply, subject: m.Subject, generation: s.generation}
 	p.received.Add(1)
 	p.hand.add(r, now)
 	if !s.progressed.Load() {

@@ -285,7 +285,7 @@ func TestStagesNotify(t *testing.T) {
 	}
 	listener, writer := connect(t, url), connect(t, url)
 	exec(t, listener, `LISTEN crossfade_stages`)
-	exec(t, writer, `INSERT INTO crossfade_stages (tenant_id, stage, revision) VALUES ('t1', 'mqtt', 1), ('t2', 'mqtt', 1)`)
+	exec(t, writer, `INSERT INTO crossfade_stages (tenant_id, stage, revision) VALUES ('t1', 'shadow', 1), ('t2', 'live', 1)`)
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	if _, err := listener.WaitForNotification(ctx); err != nil {

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"time"
 
@@ -71,7 +70,7 @@ func (b *beats) due(t *term, now time.Time) []letter {
 		}
 		b.budget--
 		b.last[tenant] = now
-		letters = append(letters, letter{Sentinel{tenant, rand.Text()}, f.Revision, purposeBeat, 1})
+		letters = append(letters, letter{t.sentinel(tenant, 2*o.Missing), f.Revision, purposeBeat, 1})
 	}
 	return letters
 }

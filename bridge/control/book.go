@@ -13,9 +13,12 @@ import (
 // book is what the leader knows of the tables. It alone writes most of what is in it,
 // so it reads only what is new, and everything on the beat.
 type book struct {
-	facts  map[string]*Fact
-	epoch  int64
-	readAt time.Time // when everything was read; zero: it is to be
+	facts   map[string]*Fact
+	epoch   int64
+	era     string    // as it is written
+	same    bool      // it began on the timeline that PostgreSQL is on
+	settles bool      // leases from before it may not be over
+	readAt  time.Time // when everything was read; zero: it is to be
 
 	now       time.Time
 	holds     map[string]Held
@@ -27,11 +30,12 @@ type peer struct {
 	id, run   string
 	state     string
 	confirmed int64
-	leased    bool // its lease is not over by PostgreSQL's clock
-	shared    bool // another run is, or was lately, working under its name
-	other     bool // and says so
-	session   bool // its source's MQTT session may exist
-	mirror    bool // its mirror's MQTT session may exist
+	era       string // in which it has confirmed that
+	leased    bool   // its lease is not over by PostgreSQL's clock
+	shared    bool   // another run is, or was lately, working under its name
+	other     bool   // and says so
+	session   bool   // its source's MQTT session may exist
+	mirror    bool   // its mirror's MQTT session may exist
 	prober    bool
 	token     time.Time // changes with each renewal
 }
@@ -48,11 +52,11 @@ func (t *term) readBook(ctx context.Context) error {
 	batch.Queue(`SELECT now()`)
 	batch.Queue(`SELECT tenant_id, held_by, reason, at FROM crossfade_holds`)
 	batch.Queue(`
-SELECT i.instance_id, i.run, i.state, i.confirmed_revision, coalesce(i.lease_until > now(), false), coalesce(i.other_until > now(), false),
+SELECT i.instance_id, i.run, i.state, i.confirmed_revision, i.confirmed_era, coalesce(i.lease_until > now(), false), coalesce(i.other_until > now(), false),
        i.other IS NOT NULL, coalesce(i.session_until > now(), i.run = '' AND i.seen_at > now() - interval '1 day'),
        coalesce(i.mirror_until > now(), false), i.prober, i.seen_at
   FROM crossfade_instances AS i`)
-	batch.Queue(`SELECT e.epoch, (SELECT count(*) FROM crossfade_stages) FROM crossfade_epoch AS e`)
+	batch.Queue(`SELECT e.epoch, (SELECT count(*) FROM crossfade_stages), e.era, e.timeline = crossfade_timeline(), e.settles_at > now() FROM crossfade_epoch AS e`)
 	batch.Queue(`SELECT `+factColumns+` FROM crossfade_stages AS s WHERE s.epoch > $1`, since)
 	results := t.conn.SendBatch(ctx, &batch)
 	err := b.take(results, full)
@@ -85,14 +89,14 @@ func (b *book) take(results pgx.BatchResults, full bool) error {
 		return err
 	}
 	b.instances, err = pgx.CollectRows(rows, func(row pgx.CollectableRow) (p peer, err error) {
-		return p, row.Scan(&p.id, &p.run, &p.state, &p.confirmed, &p.leased, &p.shared, &p.other, &p.session, &p.mirror, &p.prober, &p.token)
+		return p, row.Scan(&p.id, &p.run, &p.state, &p.confirmed, &p.era, &p.leased, &p.shared, &p.other, &p.session, &p.mirror, &p.prober, &p.token)
 	})
 	if err != nil {
 		return err
 	}
 	var count int
 	var epoch int64
-	if err := results.QueryRow().Scan(&epoch, &count); err != nil {
+	if err := results.QueryRow().Scan(&epoch, &count, &b.era, &b.same, &b.settles); err != nil {
 		return err
 	}
 	if rows, err = results.Query(); err != nil {
@@ -156,6 +160,9 @@ func (t *term) peers(now time.Time) peers {
 		case i.shared:
 			p.blocked = fmt.Sprintf("an earlier run of %s may still be at work, until its lease is over", i.id)
 		case live:
+			if i.era != t.era {
+				i.confirmed = -1 // of another history, perhaps
+			}
 			p.unconfirmed[i.id] = i.confirmed
 			p.confirmed = min(p.confirmed, i.confirmed)
 		}
@@ -163,6 +170,9 @@ func (t *term) peers(now time.Time) peers {
 	t.watched = watching
 	if len(p.unconfirmed) == 0 && p.blocked == "" {
 		p.blocked = "no instance is running"
+	}
+	if t.book.settles {
+		p.blocked = "PostgreSQL has another history than before, and leases of the one before may not be over"
 	}
 	return p
 }

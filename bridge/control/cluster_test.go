@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/crossfade-io/crossfade/bridge/session"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -216,7 +217,7 @@ func TestStaleLeaderChangesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer closeConn(conn)
+	defer session.Close(conn)
 	turn := newTerm(c, conn)
 	if err := turn.readBook(t.Context()); err != nil {
 		t.Fatal(err)
@@ -269,12 +270,13 @@ func TestStagesThatSomebodyElseChanges(t *testing.T) {
 	execute(t, pool, `BEGIN; UPDATE crossfade_epoch SET epoch = 2; TRUNCATE crossfade_stages;
 		INSERT INTO crossfade_stages (tenant_id, stage, revision, epoch) VALUES ('t', 'live', 1, 2); COMMIT`)
 	until(t, "the older state is heard", n.in(stage.Live, "t"))
-	until(t, "it is confirmed", func() bool {
-		instances, err := Instances(t.Context(), pool)
-		if err != nil {
+	until(t, "it is confirmed, in the era that begins upon it", func() bool {
+		var confirmed bool
+		if err := pool.QueryRow(t.Context(), `SELECT i.confirmed_revision = e.epoch AND i.confirmed_era = e.era AND e.continues IS NULL
+			FROM crossfade_instances AS i, crossfade_epoch AS e`).Scan(&confirmed); err != nil {
 			t.Fatal(err)
 		}
-		return instances[0].Confirmed == 2
+		return confirmed
 	})
 	if epoch <= 2 {
 		t.Errorf("the epoch was %d before", epoch)

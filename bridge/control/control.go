@@ -11,11 +11,12 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/crossfade-io/crossfade/bridge/session"
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/pipeline"
 )
 
 // maxNewTenants bounds the names that were seen in traffic and not looked at yet:
@@ -33,8 +34,10 @@ type Control struct {
 
 	view    atomic.Pointer[view]
 	lease   atomic.Pointer[lease]
+	seal    atomic.Pointer[Seal]
 	reading sync.Mutex // held while facts are read and put in force
 	writing sync.Mutex // held while this instance's row is written
+	anew    *anew
 	leads   atomic.Bool
 	gone    atomic.Bool // signed off: no lease any more
 
@@ -47,9 +50,11 @@ type Control struct {
 	mu   sync.Mutex
 	seen map[string]struct{} // in traffic, without a row, since the last beat
 
-	confirmed   int64 // the epoch that this instance's row has; under writing
+	known       history // what this instance has seen written; under reading
+	confirmed   history // what this instance's row has; under writing
 	unread      trouble
 	unmoved     trouble
+	locked      trouble // rows that the leader cannot move
 	other       trouble
 	unanswered  prometheus.Gauge
 	leader      prometheus.Gauge
@@ -65,7 +70,7 @@ func New(o Options) (*Control, error) {
 	c := &Control{
 		o: o, run: rand.Text(), standard: stage.Toward(o.Standard), log: o.Logger,
 		stale: make(chan struct{}, 1), told: make(chan struct{}, 1), nudge: make(chan struct{}, 1),
-		met: make(chan struct{}, 1), here: make(chan struct{}, 1), seen: make(map[string]struct{}),
+		anew: newAnew(), met: make(chan struct{}, 1), here: make(chan struct{}, 1), seen: make(map[string]struct{}),
 		unanswered: prometheus.NewGauge(prometheus.GaugeOpts{Name: "crossfade_tenants_without_answer",
 			Help: "Tenants held where they are since the flag service gave no clean answer, as the leader sees it."}),
 		leader: prometheus.NewGauge(prometheus.GaugeOpts{Name: "crossfade_leader",
@@ -77,7 +82,7 @@ func New(o Options) (*Control, error) {
 	}
 	c.view.Store(&view{stages: map[string]position{}})
 	c.lease.Store(&lease{})
-	o.Registry.MustRegister(c.unanswered, c.leader, c.moves, c.beatMissing)
+	o.Registry.MustRegister(c.unanswered, c.leader, c.moves, c.beatMissing, c.anew.shown)
 	return c, nil
 }
 
@@ -101,16 +106,27 @@ func (c *Control) Look(tenant string) (s stage.Stage, mayDrop bool) {
 	if !p.stage.Outer() {
 		return p.stage, false
 	}
-	return p.stage, c.mayDrop(v, time.Now())
+	number, may := c.mayDrop(v, time.Now())
+	return p.stage, may && c.covered(p.stage, number)
 }
 
 // MayDrop reports whether this instance may drop copies at all, for those who watch;
 // decisions are made by Look.
-func (c *Control) MayDrop() bool { return c.mayDrop(c.view.Load(), time.Now()) }
+func (c *Control) MayDrop() bool {
+	_, may := c.mayDrop(c.view.Load(), time.Now())
+	return may
+}
 
-func (c *Control) mayDrop(v *view, now time.Time) bool {
+// mayDrop reports whether copies may be dropped by a view, and under which lease.
+func (c *Control) mayDrop(v *view, now time.Time) (number uint64, may bool) {
 	l := c.lease.Load()
-	return l.number == v.lease && l.covers(now, c.o.LeaseTTL) && !c.gone.Load()
+	return l.number, v.sure && l.number == v.lease && l.era == v.era && l.covers(now, c.o.LeaseTTL) && !c.gone.Load()
+}
+
+// covered: what an outer stage drops is MQTT copies only where this instance's session
+// is proved; the streams are everybody's, and proved by the leader.
+func (c *Control) covered(s stage.Stage, number uint64) bool {
+	return s.Authoritative() == pipeline.PathMQTT || c.o.Session == nil || c.anew.holds(number)
 }
 
 // noteNew has a tenant without a row looked at, once a beat at most: most names
@@ -136,6 +152,7 @@ func (c *Control) Run(ctx context.Context) {
 	parts.Go(func() { c.followFacts(ctx) })
 	parts.Go(func() { c.announceNew(ctx) })
 	parts.Go(func() { c.stand(ctx) })
+	parts.Go(func() { c.proveSession(ctx) })
 	c.keepLease(ctx)
 	parts.Wait()
 }
@@ -148,7 +165,7 @@ func (c *Control) Health() error {
 	if err := errors.Join(c.unread.err(), c.unmoved.err()); err != nil {
 		return fmt.Errorf("stages cannot be followed, every tenant stays where it is: %w", err)
 	}
-	return nil
+	return c.locked.err()
 }
 
 // Alone is nil unless another process works under the same name.
@@ -166,6 +183,9 @@ func (c *Control) announceNew(ctx context.Context) {
 			c.mu.Lock()
 			clear(c.seen)
 			c.mu.Unlock()
+			if err := c.readSeal(ctx); err != nil && ctx.Err() == nil {
+				c.log.Debug("the seal of sentinels could not be read again; the one that is known stays", "error", err)
+			}
 		case <-c.here:
 			if _, err := c.o.Pool.Exec(ctx, `SELECT pg_notify('`+controlNotifications+`', '`+newTenant+`')`); err != nil {
 				c.log.Debug("the leader was not told of a new tenant; it looks by itself at the next beat", "error", err)
@@ -214,19 +234,13 @@ func sleep(ctx context.Context, d time.Duration) {
 	}
 }
 
-func closeConn(conn *pgx.Conn) {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	_ = conn.Close(ctx) // the session is gone either way
-}
-
 // listen turns notifications into signals, and connects again for as long as ctx
 // lives; the beat covers for what is lost meanwhile.
 func (c *Control) listen(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := c.o.Pool.AcquireFunc(ctx, func(pc *pgxpool.Conn) error {
 			conn := pc.Hijack() // a session that listens must not go back to the pool
-			defer closeConn(conn)
+			defer session.Close(conn)
 			if _, err := conn.Exec(ctx, "LISTEN "+stageNotifications); err != nil {
 				return err
 			}

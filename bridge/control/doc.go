@@ -19,6 +19,11 @@
 //	run out ◄─────┤         ▲ facts read that began after the renewal
 //	              └──► renewed again
 //
+// For MQTT copies there is one thing more: a sentinel that the instance has sent since its
+// lease began must have come out of its own session; see anew.go. And all of this holds
+// within an era, which each leader begins, since PostgreSQL may come back without its
+// last commits; see era.go.
+//
 // # The leader
 //
 // Whoever has the advisory lock leads. The lock belongs to a database session, and
@@ -35,5 +40,6 @@
 //	sightings ────────┘        └──► sentinels to send ─────► Prober
 //
 // A round takes the same number of round trips for one tenant as for 10,000. Steps
-// that give MQTT its authority back go ahead of everything else.
+// that give MQTT its authority back go ahead of everything else, and a row that somebody
+// else keeps locked delays its own tenant only.
 package control

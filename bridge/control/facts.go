@@ -120,6 +120,9 @@ type Latency struct {
 	// MQTT and JetStream are how long the last beat that came took; nil: none has.
 	MQTT      *time.Duration `json:"mqtt,omitempty"`
 	JetStream *time.Duration `json:"jetstream,omitempty"`
+	// When those came.
+	MQTTSeen      *time.Time `json:"mqtt_seen_at,omitempty"`
+	JetStreamSeen *time.Time `json:"jetstream_seen_at,omitempty"`
 	// The times since when a beat has been out that should have come; nil: all is well.
 	MQTTMissing      *time.Time `json:"mqtt_missing_since,omitempty"`
 	JetStreamMissing *time.Time `json:"jetstream_missing_since,omitempty"`
@@ -128,7 +131,7 @@ type Latency struct {
 // Latencies returns what beats have measured, by tenant. Tenants for whom none was
 // sent are not among them.
 func Latencies(ctx context.Context, pool *pgxpool.Pool) (map[string]Latency, error) {
-	rows, err := pool.Query(ctx, `SELECT tenant_id, path, seconds, missing_since FROM crossfade_path_latency`)
+	rows, err := pool.Query(ctx, `SELECT tenant_id, path, seconds, seen_at, missing_since FROM crossfade_path_latency`)
 	if err != nil {
 		return nil, fmt.Errorf("read crossfade_path_latency: %w", err)
 	}
@@ -136,8 +139,8 @@ func Latencies(ctx context.Context, pool *pgxpool.Pool) (map[string]Latency, err
 	var tenant string
 	var path int
 	var seconds *float64
-	var missing *time.Time
-	_, err = pgx.ForEachRow(rows, []any{&tenant, &path, &seconds, &missing}, func() error {
+	var seen, missing *time.Time
+	_, err = pgx.ForEachRow(rows, []any{&tenant, &path, &seconds, &seen, &missing}, func() error {
 		l := all[tenant]
 		l.Tenant = tenant
 		var took *time.Duration
@@ -146,9 +149,9 @@ func Latencies(ctx context.Context, pool *pgxpool.Pool) (map[string]Latency, err
 			took = &d
 		}
 		if path == 1 {
-			l.MQTT, l.MQTTMissing = took, missing
+			l.MQTT, l.MQTTSeen, l.MQTTMissing = took, seen, missing
 		} else {
-			l.JetStream, l.JetStreamMissing = took, missing
+			l.JetStream, l.JetStreamSeen, l.JetStreamMissing = took, seen, missing
 		}
 		all[tenant] = l
 		return nil

@@ -83,7 +83,8 @@ var ErrNoInstance = errors.New("there is no such instance")
 
 // Forget removes an instance that has gone and will not come back, so that no
 // sentinel is awaited from its MQTT session any more. Whoever calls it answers for
-// that session: either the broker has none, or what is queued in it may be lost.
+// that session: what is queued in it is lost if the broker discards it. If the
+// instance comes back after all it drops none of that.
 func Forget(ctx context.Context, pool *pgxpool.Pool, instance string) error {
 	var there, gone bool
 	err := pool.QueryRow(ctx, `

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/crossfade-io/crossfade/bridge/session"
 )
 
 // leaderLock is the advisory lock of whoever moves stages.
@@ -18,21 +21,13 @@ const leaderLock = 0x63726f73736c6472 // "crossldr"
 // heard of: dead, frozen or cut off.
 const silence = 4 * time.Second
 
-// session is how a candidate's session is set up, by statements since poolers refuse
-// start-up parameters. A kernel keeps a connection alive for a process that is
-// frozen, hence the limit on idleness besides those on silence.
-var session = []string{
-	"SET application_name = 'crossfade control'",
-	fmt.Sprintf("SET idle_session_timeout = %d", silence.Milliseconds()),
-	fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", silence.Milliseconds()),
-	"SET statement_timeout = 15000",
-	"SET lock_timeout = 5000",
-	"SET timezone = 'UTC'",
-	"SET tcp_keepalives_idle = 1",
-	"SET tcp_keepalives_interval = 1",
-	"SET tcp_keepalives_count = 3",
-	fmt.Sprintf("SET tcp_user_timeout = %d", silence.Milliseconds()),
-	"SET default_transaction_isolation = 'read committed'",
+// lockPatience is how long a leader's statement waits for a lock. A round that cannot
+// get one ends there, and the next begins with the ways back to MQTT again.
+const lockPatience = time.Second
+
+// lockSession is that of a candidate.
+var lockSession = session.Options{
+	Application: "crossfade control", Silence: silence, StatementTimeout: 15 * time.Second, LockTimeout: lockPatience,
 }
 
 // errResigned ends the term of a leader that cannot send sentinels, for one that may.
@@ -47,6 +42,10 @@ func (c *Control) stand(ctx context.Context) {
 			err = nil
 			sleep(ctx, 2*c.o.Round) // so that another gets the lock
 		}
+		if errors.Is(err, errEraOver) {
+			c.log.Warn("the leader's term ends, and the next begins everything anew", "reason", err)
+			err = nil
+		}
 		c.note(ctx, &c.unmoved, err, "stages cannot be moved by this instance; trying again")
 		sleep(ctx, c.o.Round)
 	}
@@ -58,7 +57,7 @@ func (c *Control) standOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	defer closeConn(conn)
+	defer session.Close(conn)
 	for ctx.Err() == nil {
 		mine, err := c.tryLock(ctx, conn)
 		if err != nil {
@@ -76,13 +75,13 @@ func (c *Control) standOnce(ctx context.Context) error {
 func (c *Control) connect(ctx context.Context) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()
-	conn, err := pgx.ConnectConfig(ctx, c.o.Pool.Config().ConnConfig)
+	conn, err := session.Open(ctx, c.o.Pool.Config().ConnConfig, lockSession)
 	if err != nil {
-		return nil, fmt.Errorf("connect for the leader's session: %w", err)
+		return nil, err
 	}
-	if _, err := conn.Exec(ctx, strings.Join(session, ";"), pgx.QueryExecModeSimpleProtocol); err != nil {
-		closeConn(conn)
-		return nil, fmt.Errorf("set up the leader's session (PostgreSQL 14 or newer is needed): %w", err)
+	if err := refuseStandby(ctx, conn); err != nil {
+		session.Close(conn)
+		return nil, err
 	}
 	return conn, nil
 }
@@ -113,12 +112,18 @@ func (c *Control) lead(ctx context.Context, conn *pgx.Conn) error {
 		resign()
 		parts.Wait()
 		c.leads.Store(false)
+		c.locked.Store(nil)
 		c.leader.Set(0)
 		c.unanswered.Set(0)
 	}()
 	parts.Go(func() { t.wishes.follow(ctx) })
 	parts.Go(func() { t.wishes.followOverrides(ctx) })
+	parts.Go(func() { t.wishes.discover(ctx) })
 	parts.Go(func() { t.mail.run(ctx) })
+	if c.o.Retention > 0 {
+		t.lag.Store(&Lag{unread: true})
+		parts.Go(func() { t.followLag(ctx) })
+	}
 	return t.serve(ctx)
 }
 
@@ -131,9 +136,13 @@ type term struct {
 
 	book    book
 	beats   beats
+	era     string             // the term's
 	watched map[string]watched // instances
 	pending map[string]waiting
+	locked  []string // tenants due to move in this round whose rows others have locked
 	pruneAt time.Time
+
+	lag atomic.Pointer[Lag] // nil: nobody looks
 }
 
 func newTerm(c *Control, conn *pgx.Conn) *term {
@@ -152,9 +161,14 @@ func (t *term) serve(ctx context.Context) error {
 	defer beat.Stop()
 	for {
 		began := time.Now()
-		if err := t.bounded(ctx, t.round); err != nil {
+		err := t.bounded(ctx, t.round)
+		if err != nil && !lockedOut(err) {
 			return ignoreEnd(ctx, err)
 		}
+		if err != nil {
+			err = fmt.Errorf("%w: another session holds a lock; end its transaction, see pg_stat_activity", err)
+		}
+		t.c.note(ctx, &t.c.unmoved, err, "a round over all stages could not be finished; trying again")
 		// A round over very many tenants leaves others some of the server's time.
 		sleep(ctx, min(max(time.Since(began)/2, factsPause), 200*time.Millisecond))
 		select {
@@ -166,6 +180,13 @@ func (t *term) serve(ctx context.Context) error {
 		case <-t.mail.delivered:
 		}
 	}
+}
+
+// lockedOut reports whether a statement gave up waiting for a lock, which leaves the
+// session and the leadership as they are.
+func lockedOut(err error) bool {
+	var refusal *pgconn.PgError
+	return errors.As(err, &refusal) && refusal.Code == "55P03"
 }
 
 func ignoreEnd(ctx context.Context, err error) error {
@@ -182,10 +203,13 @@ func (t *term) bounded(ctx context.Context, f func(context.Context) error) error
 	return f(ctx)
 }
 
-// takeOver cleans up after the one before: sentinels of which nobody knows whether
+// takeOver begins an era and cleans up after the leader before: sentinels of which nobody knows whether
 // they were sent are sent anew.
 func (t *term) takeOver(ctx context.Context) error {
 	return t.bounded(ctx, func(ctx context.Context) error {
+		if err := t.begin(ctx); err != nil {
+			return err
+		}
 		_, err := t.conn.Exec(ctx, `
 DELETE FROM crossfade_sentinels AS n
  WHERE n.published_at IS NULL AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce)`)

@@ -23,6 +23,17 @@ type letter struct {
 	attempt  int
 }
 
+// proofExpiry is for how long a sentinel that is to prove something is kept for sessions
+// that are away: until prune has it forgotten. One that only measures is reported as
+// missing long before, and must not pile up in the session of an instance that is
+// stopped, where it would take room from messages.
+const proofExpiry = time.Hour
+
+// sentinel makes one that may be sent.
+func (t *term) sentinel(tenant string, expiry time.Duration) Sentinel {
+	return Sentinel{tenant, t.c.seal.Load().Nonce(tenant), expiry}
+}
+
 // mail hands sentinels to the Prober beside the rounds, one lot at a time: rounds must
 // go on, and a rollback be taken, however long a broker takes.
 type mail struct {
@@ -160,7 +171,10 @@ WITH unsent AS (
     DELETE FROM crossfade_sentinels AS n WHERE nonce = ANY($2) AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce)
 )
 UPDATE crossfade_sentinels SET published_at = now() WHERE nonce = ANY($1)`, sent, failed)
-	if err != nil {
+	if err != nil { // of use in the next round, if this term has one
+		t.mail.mu.Lock()
+		t.mail.sent, t.mail.failed = append(sent, t.mail.sent...), append(failed, t.mail.failed...)
+		t.mail.mu.Unlock()
 		return fmt.Errorf("note %d sentinels as sent: %w", len(sent)+len(failed), err)
 	}
 	return nil
@@ -170,7 +184,7 @@ UPDATE crossfade_sentinels SET published_at = now() WHERE nonce = ANY($1)`, sent
 // before them settled. Nonces that nobody waits for are left out. Sightings that could
 // not be recorded may be recorded later, or be forgotten: the sentinel is sent again.
 func (c *Control) Saw(ctx context.Context, sightings []Sighting) error {
-	if len(sightings) == 0 {
+	if sightings = c.anew.take(sightings); len(sightings) == 0 {
 		return nil
 	}
 	n := len(sightings)

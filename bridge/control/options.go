@@ -42,12 +42,16 @@ type Wishes interface {
 type Prober interface {
 	// Send publishes one of each kind for every sentinel and returns once the broker
 	// has confirmed them all; it may be called for thousands at once. An error means
-	// that some may not have been sent. One call at a time, and within ctx.
+	// that some may not have been sent. Within ctx; it may be called concurrently.
 	Send(ctx context.Context, sentinels []Sentinel) error
 }
 
 // Sentinel is a marked message of a tenant's.
-type Sentinel struct{ Tenant, Nonce string }
+type Sentinel struct {
+	Tenant, Nonce string
+	// Expiry is for how long a broker should keep it for a session that is away.
+	Expiry time.Duration
+}
 
 // Kinds of sightings. What a proof needs on the JetStream side is one of each, since
 // each has a stream of its own; an MQTT session has one queue, so one of any will do.
@@ -74,6 +78,9 @@ type Session struct {
 	// Expiry is how long the broker keeps it without the instance; Never for ever.
 	// What the broker needs to notice that the instance is gone is added to it.
 	Expiry time.Duration
+	// Granted is what the broker has said it keeps the session for, counted in the same
+	// way; 0: it has said nothing. The longer of the two counts. nil: nobody asks.
+	Granted func() time.Duration
 }
 
 // Never is the expiry of a session that does not expire.
@@ -109,6 +116,9 @@ type Options struct {
 	// time doubles up to ResendMax. A leader that could send none for ResendMax lets
 	// another instance lead, if there is one that may be able to.
 	Resend, ResendMax time.Duration
+	// Retention is for how long the ledger remembers a message. While an older one has not
+	// been delivered, its tenant moves nowhere but back to MQTT. 0: nobody looks.
+	Retention time.Duration
 	// BeatEvery is how often a tenant in an inner stage gets a sentinel to measure its
 	// paths, 0 for never, and BeatRate how many a second are sent for all tenants at
 	// most. Missing is after how long one that has not come is reported.
@@ -169,6 +179,7 @@ func (o *Options) Validate() error {
 	need(o.Round > 0 && o.Round <= 2*time.Second, "Round is %v: set more than 0 and no more than 2s (default 500ms)", o.Round)
 	need(o.Dwell >= 0, "Dwell is %v: set 0 or more (default 30s)", o.Dwell)
 	need(o.Resend > 0 && o.ResendMax >= o.Resend, "Resend is %v and ResendMax is %v: set more than 0, and ResendMax no less (default 10s and 1m)", o.Resend, o.ResendMax)
+	need(o.Retention >= 0, "Retention is %v: set the ledger's, or 0 to look at no lag", o.Retention)
 	need(o.BeatEvery >= 0, "BeatEvery is %v: set 0 for no beats, or more (default 1m)", o.BeatEvery)
 	need(o.BeatEvery == 0 || o.BeatRate > 0, "BeatRate is %g: set more than 0 (default 20 a second)", o.BeatRate)
 	need(o.BeatEvery == 0 || o.Missing > 0, "Missing is %v: set more than 0 (default 30s)", o.Missing)

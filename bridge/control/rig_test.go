@@ -95,13 +95,20 @@ type courier struct {
 	err      error
 	mute     map[pipeline.Path]bool
 	sent     []Sentinel
+	own      []Sentinel // which instances send for their own sessions
 	carriers []*Control // whose sessions sentinels come out of
 	also     func(context.Context, []Sentinel) error
 }
 
 func (p *courier) Send(ctx context.Context, list []Sentinel) error {
 	p.mu.Lock()
-	p.sent = append(p.sent, list...)
+	for _, s := range list {
+		if s.Tenant == sessionTenant {
+			p.own = append(p.own, s)
+		} else {
+			p.sent = append(p.sent, s)
+		}
+	}
 	carriers, err, also := slices.Clone(p.carriers), p.err, p.also
 	mqtt, js := !p.mute[pipeline.PathMQTT], !p.mute[pipeline.PathJetStream]
 	p.mu.Unlock()

@@ -2,7 +2,6 @@ package control
 
 import (
 	"context"
-	"crypto/rand"
 	"fmt"
 	"time"
 
@@ -25,14 +24,18 @@ func (t *term) round(ctx context.Context) error {
 	if err := t.readBook(ctx); err != nil {
 		return err
 	}
+	if t.book.era != t.era || !t.book.same {
+		return errEraOver
+	}
 	if t.resigns() {
 		return errResigned
 	}
 	k := &known{
 		now: t.book.now, facts: t.book.facts, wishes: t.wishes.all(), holds: t.book.holds, peers: t.peers(time.Now()),
-		dwell: t.c.o.Dwell, resend: t.c.o.Resend, resendMax: t.c.o.ResendMax, unable: t.mail.trouble(),
+		dwell: t.c.o.Dwell, resend: t.c.o.Resend, resendMax: t.c.o.ResendMax, unable: t.mail.trouble(), lag: t.lag.Load(),
 	}
 	// The ways back to MQTT go first, all of them; then what needs nothing either.
+	t.locked = t.locked[:0]
 	back, free := t.free(k)
 	if err := t.moveAll(ctx, back); err != nil {
 		return err
@@ -49,6 +52,7 @@ func (t *term) round(ctx context.Context) error {
 	if err := t.weighAll(ctx, k); err != nil {
 		return err
 	}
+	t.noteLocked()
 	return t.keepBeat(ctx)
 }
 
@@ -124,7 +128,12 @@ func (t *term) confirm(ctx context.Context, k *known) error {
 		return nil
 	}
 	rows, err := t.conn.Query(ctx, `
-UPDATE crossfade_stages SET confirmed_at = now() WHERE confirmed_at IS NULL AND epoch <= $1 RETURNING tenant_id, revision, confirmed_at`, k.peers.confirmed)
+WITH mine AS (
+    SELECT tenant_id FROM crossfade_stages WHERE confirmed_at IS NULL AND epoch <= $1 FOR NO KEY UPDATE SKIP LOCKED
+)
+UPDATE crossfade_stages AS s SET confirmed_at = now() FROM mine
+ WHERE s.tenant_id = mine.tenant_id AND s.confirmed_at IS NULL AND s.epoch <= $1
+RETURNING s.tenant_id, s.revision, s.confirmed_at`, k.peers.confirmed)
 	if err != nil {
 		return fmt.Errorf("note confirmations: %w", err)
 	}
@@ -162,7 +171,7 @@ func (t *term) weighAll(ctx context.Context, k *known) error {
 			waits[f.Tenant] = v.waits
 		}
 		if v.send {
-			sends = append(sends, letter{Sentinel{f.Tenant, rand.Text()}, f.Revision, purposeProof, v.tries + 1})
+			sends = append(sends, letter{t.sentinel(f.Tenant, proofExpiry), f.Revision, purposeProof, v.tries + 1})
 		}
 	}
 	if err := t.moveAll(ctx, t.some(moves)); err != nil {
@@ -253,18 +262,34 @@ func (n *notes) write(ctx context.Context, conn *pgx.Conn) error {
 	if len(n.facts) == 0 {
 		return nil
 	}
-	_, err := conn.Exec(ctx, `
+	rows, err := conn.Query(ctx, `
+WITH u AS (
+    SELECT * FROM unnest($1::text[], $2::int8[], $3::text[], $4::text[], $5::text[], $6::float8[]) AS u(tenant_id, revision, wanted, why, waits, seconds)
+), mine AS (
+    SELECT u.* FROM crossfade_stages AS s JOIN u ON s.tenant_id = u.tenant_id AND s.revision = u.revision FOR NO KEY UPDATE OF s SKIP LOCKED
+)
 UPDATE crossfade_stages AS s
    SET wanted = nullif(u.wanted, ''), wanted_why = u.why, waits_for = nullif(u.waits, ''),
        waits_since = CASE WHEN u.waits = '' THEN NULL WHEN u.waits = s.waits_for THEN s.waits_since ELSE now() - make_interval(secs => u.seconds) END
-  FROM unnest($1::text[], $2::int8[], $3::text[], $4::text[], $5::text[], $6::float8[]) AS u(tenant_id, revision, wanted, why, waits, seconds)
- WHERE s.tenant_id = u.tenant_id AND s.revision = u.revision`,
+  FROM mine AS u
+ WHERE s.tenant_id = u.tenant_id AND s.revision = u.revision
+RETURNING s.tenant_id`,
 		n.tenants, n.revisions, n.wanted, n.wantedWhy, n.waits, n.seconds)
 	if err != nil {
 		return fmt.Errorf("note what %d tenants wait for: %w", len(n.facts), err)
 	}
+	noted, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return fmt.Errorf("note what %d tenants wait for: %w", len(n.facts), err)
+	}
+	written := make(map[string]bool, len(noted))
+	for _, tenant := range noted {
+		written[tenant] = true
+	}
 	for i, f := range n.facts {
-		f.Wanted, f.WantedWhy, f.WaitsFor = stage.Stage(n.wanted[i]), n.wantedWhy[i], n.waits[i]
+		if written[f.Tenant] { // or else it is due again
+			f.Wanted, f.WantedWhy, f.WaitsFor = stage.Stage(n.wanted[i]), n.wantedWhy[i], n.waits[i]
+		}
 	}
 	return nil
 }

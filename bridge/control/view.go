@@ -11,6 +11,9 @@ import (
 	"github.com/crossfade-io/crossfade/bridge/stage"
 )
 
+// readPatience bounds a reading of the facts on a connection that hangs.
+const readPatience = 10 * time.Second
+
 // factsPause is the least between two readings of the facts, however many
 // notifications come.
 const factsPause = 20 * time.Millisecond
@@ -21,6 +24,10 @@ type view struct {
 	stages map[string]position
 	epoch  int64
 	lease  uint64 // the number of the lease under which it was read; 0: none
+
+	era       string
+	continues *int64 // the last epoch of the era before; nil: what was known of that one is void
+	sure      bool   // what others know cannot be another history any more
 }
 
 type position struct {
@@ -28,17 +35,25 @@ type position struct {
 	epoch int64
 }
 
-// readFacts returns, in one snapshot, the newest epoch, how many rows there are, and
-// those that came after $1.
+// readFacts returns, in one snapshot, the newest epoch and what era it is in, how many
+// rows there are, and those that came after $1.
 const readFacts = `
-SELECT e.epoch, (SELECT count(*) FROM crossfade_stages), s.tenant_id, s.stage, s.epoch, s.revision, s.changed_by
-  FROM crossfade_epoch AS e LEFT JOIN crossfade_stages AS s ON s.epoch > $1`
+WITH e AS MATERIALIZED (
+    SELECT epoch, era, continues, timeline = crossfade_timeline() AND settles_at <= now() AS sure, pg_is_in_recovery() AS copied,
+           (SELECT count(*) FROM crossfade_stages) AS tenants
+      FROM crossfade_epoch
+)
+SELECT e.epoch, e.era, e.continues, e.sure, e.copied, e.tenants, s.tenant_id, s.stage, s.epoch, s.revision, s.changed_by
+  FROM e LEFT JOIN crossfade_stages AS s ON s.epoch > $1`
 
 // load reads what has changed of the facts and puts it in force; all of it when full.
 // A confirmation is due afterwards.
 func (c *Control) load(ctx context.Context, full bool) error {
 	c.reading.Lock()
 	defer c.reading.Unlock()
+	// Others wait meanwhile, the renewal of the lease among them.
+	ctx, cancel := context.WithTimeout(ctx, readPatience)
+	defer cancel()
 	lease := c.lease.Load().number // before the reading: that is what the view is worth
 	before := c.view.Load()
 	// After a lapse everything is read: what is newer may be the start of another history,
@@ -51,14 +66,19 @@ func (c *Control) load(ctx context.Context, full bool) error {
 	if err != nil {
 		return err
 	}
-	next.lease = lease
+	lost := next.lost(c.known)
+	next.lease, next.sure = lease, next.sure && !lost
 	c.view.Store(next)
 	if changed {
 		c.o.Moved()
 	}
-	if next.epoch != before.epoch || before.lease != lease {
+	if next.epoch != before.epoch || next.era != before.era || before.lease != lease {
 		signal(c.told)
 	}
+	if lost {
+		return c.doubt(ctx, next)
+	}
+	c.known = history{next.era, next.epoch}
 	return nil
 }
 
@@ -79,9 +99,10 @@ func (c *Control) read(ctx context.Context, before *view, full bool) (*view, boo
 	}
 	own := full // next's map is its own: what is in force never changes
 	var count, seen int
+	var copied bool
 	var tenant, name, by *string
 	var epoch, revision *int64
-	_, err = pgx.ForEachRow(rows, []any{&next.epoch, &count, &tenant, &name, &epoch, &revision, &by}, func() error {
+	_, err = pgx.ForEachRow(rows, []any{&next.epoch, &next.era, &next.continues, &next.sure, &copied, &count, &tenant, &name, &epoch, &revision, &by}, func() error {
 		seen++
 		if tenant == nil {
 			return nil
@@ -101,7 +122,9 @@ func (c *Control) read(ctx context.Context, before *view, full bool) (*view, boo
 		return nil, false, fmt.Errorf("read crossfade_stages: %w", err)
 	case seen == 0:
 		return nil, false, fmt.Errorf("read crossfade_stages: crossfade_epoch has no row: somebody has emptied it; insert (epoch) as the greatest of crossfade_stages")
-	case !full && (len(next.stages) != count || next.epoch < before.epoch):
+	case copied:
+		return nil, false, fmt.Errorf("read crossfade_stages: %w", errStandby)
+	case !full && (len(next.stages) != count || next.epoch < before.epoch || next.era != before.era):
 		return nil, false, nil
 	}
 	return next, own && c.differ(before, next), nil

@@ -25,6 +25,7 @@ type known struct {
 
 	dwell             time.Duration
 	resend, resendMax time.Duration
+	lag               *Lag   // nil: nobody looks
 	unable            string // why no sentinel can be sent, or why the last ones were not; empty: all is well
 }
 
@@ -92,6 +93,11 @@ func (k *known) weigh(f *Fact) verdict {
 	}
 	if h, held := k.held(f.Tenant); held && !(a.wish.Operator && returns(step)) {
 		return verdict{waits: heldBy(h)}
+	}
+	if k.lag != nil && !returns(step) {
+		if overdue := k.lag.Overdue(f.Tenant); overdue != "" {
+			return verdict{waits: overdue}
+		}
 	}
 	e, best := k.evidence(f)
 	await := step.Await(e)
@@ -182,6 +188,9 @@ func (k *known) due(tenant string) bool {
 	if !newest.sessions.equal(k.peers.sessions) {
 		return newest.age >= time.Second // sessions that come and go must not make a flood
 	}
+	if k.away(&newest) {
+		return false
+	}
 	wait := k.resend
 	for range newest.attempt - 1 {
 		if wait = 2 * wait; wait >= k.resendMax {
@@ -189,6 +198,26 @@ func (k *known) due(tenant string) bool {
 		}
 	}
 	return newest.age >= min(wait, k.resendMax)
+}
+
+// away reports whether a sentinel has come out of everything but sessions of instances
+// that do not run. It waits there; more would pile up behind it. When one of them is
+// back, or forgotten, the sessions are others and another one is sent.
+func (k *known) away(p *proof) bool {
+	for _, kind := range kinds {
+		if !slices.Contains(p.jetstream, kind) {
+			return false
+		}
+	}
+	runs := func(seen []string, sessions map[string]string) bool {
+		for instance := range sessions {
+			if !slices.Contains(seen, instance) && !k.peers.dead[instance] {
+				return true
+			}
+		}
+		return false
+	}
+	return p.published && !runs(p.mqtt, k.peers.sessions.MQTT) && !runs(p.mirrors, k.peers.sessions.Mirrors)
 }
 
 // waitsBefore words what comes before a sentinel. The words change only when what is

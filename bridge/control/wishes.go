@@ -13,17 +13,29 @@ import (
 // tenants that were met in traffic: whoever can publish can invent names.
 const newTenantPause = 500 * time.Millisecond
 
+// registryPatience is how long the tenants of device_registry may take to be read. A test
+// has more of it.
+var registryPatience = 10 * time.Second
+
 // flushEvery is how long answers wait for more while they are still coming.
 const flushEvery = time.Second
 
-// wishes keeps the answers that a leader has got itself, in its term.
+// wishes keeps the answers that a leader has got itself, in its term. Three goroutines
+// work at it, so that none keeps the others waiting: overrides need no I/O at all, and
+// tenants that have a row need nothing of device_registry, which others may lock.
+//
+//	override changed ───────────────────► followOverrides ──► answers
+//	row, flag changed, beat ────────────► follow: WishAll ──► answers
+//	tenant met, beat ──► discover ──new──────┘
 type wishes struct {
 	c       *Control
 	changed chan struct{}
+	fresh   chan struct{} // there are tenants that have not been asked for
 
-	mu      sync.Mutex
-	answers map[string]answer
-	warned  bool
+	mu         sync.Mutex
+	answers    map[string]answer
+	registered []string // tenants that have a device, as they were last read
+	warned     bool
 }
 
 // answer is the newest one of a tenant; err: there is no clean one.
@@ -33,7 +45,7 @@ type answer struct {
 }
 
 func newWishes(c *Control) *wishes {
-	return &wishes{c: c, changed: make(chan struct{}, 1), answers: make(map[string]answer)}
+	return &wishes{c: c, changed: make(chan struct{}, 1), fresh: make(chan struct{}, 1), answers: make(map[string]answer)}
 }
 
 // all returns the answers as they are now.
@@ -47,48 +59,73 @@ func (w *wishes) all() map[string]answer {
 	return now
 }
 
-// follow asks for all wishes when they may have changed, when tenants were met who
-// have none, and on the beat, until ctx ends.
+// follow asks for all wishes when they may have changed, when there are new tenants,
+// and on the beat, until ctx ends.
 func (w *wishes) follow(ctx context.Context) {
 	beat := time.NewTicker(w.c.o.Beat)
 	defer beat.Stop()
 	for ctx.Err() == nil {
-		if err := w.ask(ctx); err != nil && ctx.Err() == nil {
-			w.c.log.Warn("the tenants whose wishes are to be asked for cannot be read; trying again", "error", err)
-		}
+		w.ask(ctx)
 		sleep(ctx, factsPause)
 		// A round over many tenants may last longer than the beat: it pauses all the same.
 		beat.Reset(w.c.o.Beat)
-		w.awaitReason(ctx, beat.C, time.After(newTenantPause))
-	}
-}
-
-// awaitReason returns when the wishes are to be looked at again. soon is the
-// earliest at which that is done for a new tenant.
-func (w *wishes) awaitReason(ctx context.Context, beat, soon <-chan time.Time) {
-	met := (<-chan struct{})(nil)
-	for {
 		select {
 		case <-ctx.Done():
-			return
 		case <-w.c.o.Wishes.Changes():
-			return
-		case <-beat:
-			return
-		case <-soon:
-			met = w.c.met
-		case <-met:
-			return
+		case <-w.fresh:
+		case <-beat.C:
 		}
 	}
 }
 
-// ask evaluates the wishes of all tenants that have a row or a device.
-func (w *wishes) ask(ctx context.Context) error {
-	names, err := w.names(ctx)
+// discover looks for tenants that have a device and no row, when one was met and on
+// the beat, until ctx ends.
+func (w *wishes) discover(ctx context.Context) {
+	beat := time.NewTicker(w.c.o.Beat)
+	defer beat.Stop()
+	failing := false
+	for ctx.Err() == nil {
+		err := w.readRegistry(ctx)
+		if err != nil && !failing && ctx.Err() == nil {
+			w.c.log.Warn("new tenants cannot be looked for, all others go on; trying again", "error", err)
+		}
+		failing = err != nil
+		sleep(ctx, newTenantPause)
+		beat.Reset(w.c.o.Beat)
+		select {
+		case <-ctx.Done():
+		case <-w.c.met:
+		case <-beat.C:
+		}
+	}
+}
+
+func (w *wishes) readRegistry(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, registryPatience)
+	defer cancel()
+	names, err := Tenants(ctx, w.c.o.Pool)
 	if err != nil {
 		return err
 	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.registered = names
+	for _, name := range names {
+		if _, ok := w.answers[name]; !ok {
+			signal(w.fresh)
+			break
+		}
+	}
+	return nil
+}
+
+// ask evaluates the wishes of all tenants that have a row or a device.
+func (w *wishes) ask(ctx context.Context) {
+	names := w.names()
+	if len(names) == 0 {
+		return
+	}
+	w.followOverridesOf(names)
 	asked := make(map[string]struct{}, len(names))
 	for _, name := range names {
 		asked[name] = struct{}{}
@@ -112,7 +149,7 @@ func (w *wishes) ask(ctx context.Context) error {
 		}
 	})
 	if ctx.Err() != nil {
-		return ctx.Err()
+		return
 	}
 	w.mu.Lock()
 	for tenant := range w.answers {
@@ -123,26 +160,24 @@ func (w *wishes) ask(ctx context.Context) error {
 	w.mu.Unlock()
 	w.noteAnswers(unanswered, refusal)
 	signal(w.changed)
-	return nil
 }
 
-// names are those of all tenants that have a device or a row.
-func (w *wishes) names(ctx context.Context) ([]string, error) {
-	names, err := Tenants(ctx, w.c.o.Pool)
-	if err != nil {
-		return nil, err
-	}
+// names are those of all tenants that have a device or a row, as far as they are known.
+func (w *wishes) names() []string {
+	w.mu.Lock()
+	registered := w.registered
+	w.mu.Unlock()
 	facts := w.c.view.Load().stages
-	all := make([]string, 0, len(facts)+len(names))
+	all := make([]string, 0, len(facts)+len(registered))
 	for name := range facts {
 		all = append(all, name)
 	}
-	for _, name := range names {
+	for _, name := range registered {
 		if _, ok := facts[name]; !ok {
 			all = append(all, name)
 		}
 	}
-	return all, nil
+	return all
 }
 
 // take keeps an answer, unless the operator has overridden that tenant since it was
@@ -174,26 +209,25 @@ const whyOverride = "override"
 // tenants, which a slow flag service may draw out.
 func (w *wishes) followOverrides(ctx context.Context) {
 	for {
+		w.followOverridesOf(w.names())
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.c.o.Wishes.OverrideChanges():
 		}
-		names, err := w.names(ctx)
-		for err != nil && ctx.Err() == nil {
-			w.c.log.Warn("overrides cannot be followed; trying again", "error", err)
-			sleep(ctx, time.Second)
-			names, err = w.names(ctx)
-		}
-		w.mu.Lock()
-		for _, name := range names {
-			if over, ok := w.override(name); ok && over.err == nil {
-				w.answers[name] = over
-			}
-		}
-		w.mu.Unlock()
-		signal(w.changed)
 	}
+}
+
+// followOverridesOf takes up what the operator has set for tenants, without any I/O.
+func (w *wishes) followOverridesOf(names []string) {
+	w.mu.Lock()
+	for _, name := range names {
+		if over, ok := w.override(name); ok && over.err == nil {
+			w.answers[name] = over
+		}
+	}
+	w.mu.Unlock()
+	signal(w.changed)
 }
 
 // errNotAsked stands for the answer of a tenant whose turn has not come in this term.

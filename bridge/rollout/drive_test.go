@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/bridge/parity"
+	"github.com/crossfade-io/crossfade/bridge/session"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 )
@@ -103,7 +104,7 @@ func TestCrashBeforeEveryStatement(t *testing.T) {
 		if err := d.connect(t.Context()); err != nil {
 			return over()
 		}
-		defer d.disconnect()
+		defer session.Close(d.conn)
 		for err == nil && !over() {
 			_, err = d.advance(t.Context())
 		}
@@ -127,7 +128,7 @@ func TestRace(t *testing.T) {
 			if err := d.connect(ctx); err != nil {
 				return err
 			}
-			defer d.disconnect()
+			defer session.Close(d.conn)
 			for ctx.Err() == nil {
 				if _, err := d.advance(ctx); err != nil && ctx.Err() == nil {
 					return err

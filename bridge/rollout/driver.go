@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/bridge/session"
 )
 
 // driverLock is the advisory lock of whoever drives rollouts. It spares work and log
@@ -22,17 +22,8 @@ const driverLock = 0x63726f7373726f6c // "crossrol"
 // of, so that another instance takes over.
 const silence = 10 * time.Second
 
-var session = []string{
-	"SET application_name = 'crossfade rollout'",
-	fmt.Sprintf("SET idle_session_timeout = %d", silence.Milliseconds()),
-	fmt.Sprintf("SET idle_in_transaction_session_timeout = %d", silence.Milliseconds()),
-	"SET statement_timeout = 30000",
-	"SET lock_timeout = 5000",
-	"SET timezone = 'UTC'",
-	"SET tcp_keepalives_idle = 2",
-	"SET tcp_keepalives_interval = 2",
-	"SET tcp_keepalives_count = 3",
-	fmt.Sprintf("SET tcp_user_timeout = %d", silence.Milliseconds()),
+var lockSession = session.Options{
+	Application: "crossfade rollout", Silence: silence, StatementTimeout: 30 * time.Second, LockTimeout: 5 * time.Second,
 }
 
 // Options configures a driver. Begin with DefaultOptions.
@@ -100,7 +91,7 @@ func (d *driver) stand(ctx context.Context) error {
 	if err := d.connect(ctx); err != nil {
 		return err
 	}
-	defer d.disconnect()
+	defer session.Close(d.conn)
 	for ctx.Err() == nil {
 		var mine bool
 		if err := d.bounded(ctx, func(ctx context.Context) error {
@@ -173,24 +164,10 @@ func (d *driver) advance(ctx context.Context) (bool, error) {
 }
 
 func (d *driver) connect(ctx context.Context) error {
-	return d.bounded(ctx, func(ctx context.Context) error {
-		conn, err := pgx.ConnectConfig(ctx, d.o.Pool.Config().ConnConfig)
-		if err != nil {
-			return fmt.Errorf("connect for rollouts: %w", err)
-		}
-		d.conn = conn
-		if _, err := conn.Exec(ctx, strings.Join(session, ";"), pgx.QueryExecModeSimpleProtocol); err != nil {
-			d.disconnect()
-			return fmt.Errorf("set up the session for rollouts (PostgreSQL 14 or newer is needed): %w", err)
-		}
-		return nil
+	return d.bounded(ctx, func(ctx context.Context) (err error) {
+		d.conn, err = session.Open(ctx, d.o.Pool.Config().ConnConfig, lockSession)
+		return err
 	})
-}
-
-func (d *driver) disconnect() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-	defer cancel()
-	_ = d.conn.Close(ctx) // the session is gone either way
 }
 
 // bounded gives what uses the session some time, and no more.

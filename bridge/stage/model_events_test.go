@@ -34,12 +34,13 @@ const (
 	evPlan
 	evWrite
 	evLeader
+	evLost
 )
 
 // failure reports whether an event is one that does not happen when all is well.
 func (e event) failure() bool {
 	switch e.kind {
-	case evLapse, evCrash, evNeverMQTT, evNeverJS, evAgainMQTT, evAgainJS, evPlan, evWrite, evLeader:
+	case evLapse, evCrash, evNeverMQTT, evNeverJS, evAgainMQTT, evAgainJS, evPlan, evWrite, evLeader, evLost:
 		return true
 	}
 	return false
@@ -85,7 +86,7 @@ func (m *model) tidy(w *world) {
 		if m.indifferent(in.life) {
 			in.lag = 0
 		}
-		if in.life != valid {
+		if in.life != valid && !m.earlyAnew {
 			in.owes = 0
 		}
 		deepest = max(deepest, in.lag)
@@ -125,6 +126,9 @@ func (m *model) instance(w *world, i uint8) {
 		}
 		if !m.noLapses && m.mayFail(w) {
 			in.life = lapsed
+			if m.earlyAnew {
+				in.owes = w.publishedCount(m.messages)
+			}
 			m.yield(event{kind: evLapse, a: i}, &next)
 		}
 		m.crash(w, i)
@@ -150,7 +154,7 @@ func (m *model) begin(w *world, i uint8, fresh bool) {
 	if fresh {
 		in.lag = 0
 	}
-	if m.proveAnew {
+	if m.anew() && !m.earlyAnew {
 		in.owes = w.publishedCount(m.messages)
 	}
 }

@@ -20,6 +20,7 @@ func (m *model) lead(w *world) {
 		}
 	}
 	m.blindly(w)
+	m.lose(w)
 	if w.evidence.sent {
 		m.come(w)
 	}
@@ -52,7 +53,7 @@ func (m *model) gather(w *world, await stage.Await) {
 func (m *model) come(w *world) {
 	e := &w.evidence
 	for s := range m.instances {
-		dead := w.instances[s].life != valid && (m.skipDead || m.proveAnew)
+		dead := w.instances[s].life != valid && !m.awaitDead
 		if !e.out[s] && (dead || w.instances[s].life != down && m.passed(w, s, e.before, m.unsettled)) {
 			next := *w
 			next.evidence.out[s] = true
@@ -148,6 +149,20 @@ func (m *model) blindly(w *world) {
 	next.planned = 0
 	if m.write(&next, w.planned-1) {
 		m.yield(event{kind: evWrite, a: w.planned - 1}, &next)
+	}
+}
+
+// lose lets PostgreSQL come back without its last commits: with any stage, since the
+// tenant may have been in any. Whoever leads then takes the tenant inside.
+func (m *model) lose(w *world) {
+	for to := range uint8(4) {
+		if !m.losses || stages[to].Outer() && !m.trustLost {
+			continue
+		}
+		next := *w
+		if m.write(&next, to) {
+			m.yield(event{kind: evLost, a: to}, &next)
+		}
 	}
 }
 

@@ -21,9 +21,11 @@ type rules struct {
 
 	// Other protocols, which turn out to be safe.
 	halfProof  bool // the sentinel is awaited only on the path that will be dropped
-	proveAnew  bool // sessions of the dead are not awaited, but whoever takes one up proves it before dropping
+	awaitDead  bool // sessions of the dead are awaited and never lost sight of, and nobody proves one anew
 	freeInner  bool // shadow → live without confirmation
 	carryInner bool // evidence stays good from one inner stage to the other
+
+	losses bool // PostgreSQL may come back without its last commits
 
 	// The protocol with one rule switched off.
 	noAdjacency bool // nobody waits for confirmations
@@ -31,12 +33,14 @@ type rules struct {
 	noSentinel  bool // no sentinel is awaited
 	wrongHalf   bool // the sentinel is not awaited on the path that will be dropped
 	unsettled   bool // a sentinel counts when it arrives, whatever is still in hand before it
-	skipDead    bool // sessions of the dead are not awaited
+	noAnew      bool // an instance that begins, or gets a lapsed lease back, drops MQTT copies at once
+	earlyAnew   bool // a sentinel proves a session that was sent when the instance's lease had run out, before it has one again
 	staleReturn bool // an instance gets its lease back without reading the row
 	noDwell     bool // the sentinel is sent at once
 	dwellBeside bool // the dwell runs beside the sentinel instead of before it
 	overtaking  bool // the mirror may send a sentinel before what preceded it
 	oldEvidence bool // evidence stays good whatever the revision
+	trustLost   bool // what PostgreSQL comes back with counts as it is, also an outer stage
 	blindWrite  bool // a replaced leader writes without naming the revision
 	noLedger    bool // effects do not depend on the ledger's row
 }
@@ -44,6 +48,10 @@ type rules struct {
 func (r *rules) codec() codec {
 	return codec{
 		instances: r.instances, messages: r.messages,
-		wide: r.bothWritten || r.missing, owes: r.proveAnew, planned: r.blindWrite,
+		wide: r.bothWritten || r.missing, owes: r.anew(), packed: !r.noLease && !r.staleReturn && !r.earlyAnew, planned: r.blindWrite,
 	}
 }
+
+// anew: an instance drops no MQTT copy before its session is proved, and nobody counts
+// on that session being awaited meanwhile.
+func (r *rules) anew() bool { return !r.awaitDead && !r.noAnew }

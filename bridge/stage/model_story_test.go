@@ -121,8 +121,8 @@ func (s *search) leaderLine(e event, before, after *world) string {
 		return "The leader publishes a sentinel."
 	case evOutMQTT:
 		switch life := before.instances[e.a].life; {
-		case life != valid && (s.skipDead || s.proveAnew):
-			return fmt.Sprintf("The leader does not wait for %c's session, for %c is dead.", 'A'+e.a, 'A'+e.a)
+		case life != valid && !s.awaitDead:
+			return fmt.Sprintf("The tables have lost sight of %c's session, for %c is dead: the leader does not wait for it.", 'A'+e.a, 'A'+e.a)
 		default:
 			return fmt.Sprintf("The sentinel comes out of %c's session.", 'A'+e.a)
 		}
@@ -134,6 +134,8 @@ func (s *search) leaderLine(e event, before, after *world) string {
 		return fmt.Sprintf("The leader has all it needs to move the tenant to %s, and is paused before it writes; another takes over.", stages[e.a])
 	case evWrite:
 		return fmt.Sprintf("The old leader goes on and writes %s over %s.", stages[after.history[0]], now)
+	case evLost:
+		return fmt.Sprintf("PostgreSQL comes back without its last commits, and the tenant is in %s.", stages[e.a])
 	}
 	return "Another leader takes over and gathers evidence anew."
 }

@@ -33,7 +33,7 @@ type world struct {
 type instance struct {
 	life life
 	lag  uint8 // revisions behind the row
-	owes uint8 // where sessions are proved anew: how many messages its session must have behind it before it may drop
+	owes uint8 // how many messages its session must have behind it before it may drop MQTT copies
 }
 
 type life uint8
@@ -122,6 +122,7 @@ type codec struct {
 	instances, messages int
 	wide                bool // producers that write both, copies that never come
 	owes, planned       bool
+	packed              bool // lag and owes matter of instances with a lease only
 }
 
 // bitstream reads or writes fields one after another.
@@ -180,12 +181,7 @@ func (c *codec) common(b *bitstream, w *world) {
 
 // own codes what belongs to one instance: itself, its session, what it has in hand.
 func (c *codec) own(b *bitstream, w *world, i uint8) {
-	in := &w.instances[i]
-	b.field((*uint8)(&in.life), 2)
-	b.field(&in.lag, 2)
-	if c.owes {
-		b.field(&in.owes, 2)
-	}
+	c.self(b, &w.instances[i])
 	b.flag(&w.evidence.out[i])
 	for m := range c.messages {
 		msg := &w.messages[m]
@@ -195,6 +191,31 @@ func (c *codec) own(b *bitstream, w *world, i uint8) {
 		if in {
 			msg.hand = i
 		}
+	}
+}
+
+// self codes an instance.
+func (c *codec) self(b *bitstream, in *instance) {
+	if !c.owes || !c.packed {
+		b.field((*uint8)(&in.life), 2)
+		b.field(&in.lag, 2)
+		if c.owes {
+			b.field(&in.owes, 2)
+		}
+		return
+	}
+	const lags, debts = maxLag + 1, 3 // of two messages at most
+	n := in.lag*debts + in.owes
+	if in.life != valid {
+		n = lags*debts + uint8(in.life) - 1
+	}
+	b.field(&n, 4)
+	switch {
+	case b.write:
+	case n < lags*debts:
+		*in = instance{valid, n / debts, n % debts}
+	default:
+		*in = instance{life: life(n-lags*debts) + 1}
 	}
 }
 

@@ -106,7 +106,8 @@ func (a Action) String() string {
 //
 // mayDrop is whether the instance's lease is valid, by its own clock and counted
 // from before the renewal was sent. Without it nothing is dropped: whoever moves the
-// stages no longer waits for this instance. known is whether the ledger is seen to
+// stages no longer waits for this instance. For MQTT copies it is, besides, whether a
+// sentinel that was sent since the lease began has come out of the instance's session. known is whether the ledger is seen to
 // have the message; false is right where nobody has looked.
 func Decide(s Stage, path pipeline.Path, mayDrop, known bool) Action {
 	switch {

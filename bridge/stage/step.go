@@ -96,9 +96,10 @@ type Evidence struct {
 	Dwelt bool
 	// Sent: a sentinel with a nonce of its own has been published since then.
 	Sent bool
-	// OutOfMQTT: that sentinel has come out of every MQTT session that exists at
-	// the broker, those of dead instances included, and on each of them everything
-	// before it is settled.
+	// OutOfMQTT: that sentinel has come out of every MQTT session that is known to
+	// exist at the broker, those of dead instances included, and on each of them
+	// everything before it is settled. A session that nobody knows of is proved by
+	// whoever takes it up, before it drops anything; see [Decide].
 	OutOfMQTT bool
 	// OutOfJetStream: that sentinel has come out of every stream, and every
 	// message before it is settled (the consumer's ack floor has reached it).

@@ -12,7 +12,6 @@ import (
 
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/bridge/stage"
-	"github.com/crossfade-io/crossfade/pipeline"
 )
 
 // plan is what a flip would do with one tenant.
@@ -43,7 +42,7 @@ func (f *flipCommand) showPlan(ctx context.Context, c *console, pool *pgxpool.Po
 	if err := o.addInstances(ctx, pool); err != nil {
 		return err
 	}
-	if o.latencies, err = control.Latencies(ctx, pool); err != nil {
+	if err := o.addLag(ctx, pool); err != nil {
 		return err
 	}
 	plans := make([]plan, len(answers))
@@ -95,6 +94,9 @@ func (o *overview) plan(tenant string, wish stage.Stage, operator bool) plan {
 		return p
 	}
 	p.StoppedBy = append(p.StoppedBy, o.unwell()...)
+	if why := o.overdue(tenant, walk); why != "" {
+		p.StoppedBy = append(p.StoppedBy, why)
+	}
 	if needs == stage.NeedsProof {
 		p.StoppedBy = append(p.StoppedBy, o.unproved(tenant)...)
 	}
@@ -131,7 +133,7 @@ func (o *overview) waitsOf(s stage.Step, f control.Fact) []string {
 // holdStop words how far a hold lets a tenant go; empty: all the way.
 func holdStop(h control.Held, walk []stage.Step, operator bool) string {
 	hold := holdStatus{h.Tenant == control.Everybody, h.By, h.Reason, h.At}
-	back := len(walk) > 0 && walk[0].From.Authoritative() != walk[0].To.Authoritative() && walk[0].To.Authoritative() == pipeline.PathMQTT
+	back := len(walk) > 0 && backToMQTT(walk[0])
 	switch {
 	case operator && back && len(walk) == 1:
 		return ""

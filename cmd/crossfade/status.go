@@ -26,7 +26,7 @@ type statusCommand struct {
 
 // Help is shown by --help below the summary.
 func (statusCommand) Help() string {
-	return `WANTED is what the flag says, STAGE what is. MQTT and JETSTREAM say how long a sentinel last took on each path until all before it was settled; they are measured in the stages shadow and live, about once a minute. PARITY is how well the two paths agreed over the last 10 minutes: inconclusive without traffic.
+	return `WANTED is what the flag says, STAGE what is. MQTT and JETSTREAM say how many messages wait on each path, and how long: what is in a stream or in an instance's hand, and how long a sentinel last took until all before it was settled, or how long the oldest message or a sentinel has been waiting if that is more. 3+ is three or more: what waits in the broker's queue cannot be seen by a subscriber. A question mark is not known; name the tenant, or use --output json, for the reason. Sentinels measure in the stages shadow and live, about once a minute. PARITY is how well the two paths agreed over the last 10 minutes: inconclusive without traffic.
 
 Exit code 3 when a tenant is named that nobody knows.
 
@@ -42,6 +42,7 @@ type statusAnswer struct {
 	At        time.Time         `json:"at"`
 	Tenants   []tenantStatus    `json:"tenants"`
 	Instances []bridge.Instance `json:"instances"`
+	Lag       lagSources        `json:"lag"`
 }
 
 // Run shows the status once, or until ctx ends.
@@ -93,14 +94,14 @@ func (s *statusCommand) read(ctx context.Context, pool *pgxpool.Pool) (statusAns
 	if err := o.addInstances(ctx, pool); err != nil {
 		return statusAnswer{}, err
 	}
-	if o.latencies, err = control.Latencies(ctx, pool); err != nil {
+	if err := o.addLag(ctx, pool); err != nil {
 		return statusAnswer{}, err
 	}
 	windows, err := parity.Windows(ctx, pool, names, o.at.Add(-parityWindow))
 	if err != nil {
 		return statusAnswer{}, err
 	}
-	a := statusAnswer{At: o.at, Tenants: make([]tenantStatus, 0, len(names)), Instances: o.instances}
+	a := statusAnswer{At: o.at, Tenants: make([]tenantStatus, 0, len(names)), Instances: o.instances, Lag: lagSourcesOf(o.lag)}
 	for i, name := range names {
 		t := o.tenant(name, windows[i])
 		if len(s.Tenants) > 0 && t.Parity.Mismatched > 0 {
@@ -123,8 +124,10 @@ type overview struct {
 	devices   []string // tenants that have one, by name
 	wishes    flags.Wishes
 	holds     map[string]control.Held
-	instances []bridge.Instance // status and plans only, like latencies
+	instances []bridge.Instance // status and plans only, like what follows
 	latencies map[string]control.Latency
+	waiting   map[string]control.Waiting
+	lag       *control.Lag
 }
 
 func readOverview(ctx context.Context, pool *pgxpool.Pool) (*overview, error) {
@@ -162,6 +165,18 @@ func readOverview(ctx context.Context, pool *pgxpool.Pool) (*overview, error) {
 // rollback must not fail over it.
 func (o *overview) addInstances(ctx context.Context, pool *pgxpool.Pool) (err error) {
 	o.instances, err = bridge.Instances(ctx, pool)
+	return err
+}
+
+// addLag reads what is known of how far paths are behind.
+func (o *overview) addLag(ctx context.Context, pool *pgxpool.Pool) (err error) {
+	if o.latencies, err = control.Latencies(ctx, pool); err != nil {
+		return err
+	}
+	if o.waiting, err = control.WaitingSentinels(ctx, pool); err != nil {
+		return err
+	}
+	o.lag, err = control.ReadLag(ctx, pool, 0)
 	return err
 }
 

@@ -34,6 +34,9 @@ func (s *statusCommand) show(c *console, a statusAnswer) error {
 	if err := showTenants(c.out, a); err != nil {
 		return err
 	}
+	if err := showStreams(c.out, a); err != nil {
+		return err
+	}
 	return showInstances(c.out, a)
 }
 
@@ -76,16 +79,6 @@ func (h *holdStatus) text() string {
 	return strings.TrimSuffix(whom+": "+h.Reason, ": ")
 }
 
-func (l pathLag) text(now time.Time) string {
-	switch {
-	case l.MissingSince != nil:
-		return "none for " + age(now.Sub(*l.MissingSince))
-	case l.Seconds == nil:
-		return "-"
-	}
-	return fmt.Sprintf("%.2fs", *l.Seconds)
-}
-
 // showDetails writes a tenant's block, a line for each thing there is to know.
 func showDetails(out io.Writer, now time.Time, t *tenantStatus) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
@@ -115,8 +108,8 @@ func showDetails(out io.Writer, now time.Time, t *tenantStatus) error {
 		line("step ahead", "%s to %s, needs %s", s.From, s.To, s.Needs)
 	}
 	line("way back", "%s", t.Reverse.How)
-	line("lag by MQTT", "%s", t.Lag.MQTT.text(now))
-	line("lag by JetStream", "%s", t.Lag.JetStream.text(now))
+	line("lag by MQTT", "%s", t.Lag.MQTT.sentence(now))
+	line("lag by JetStream", "%s", t.Lag.JetStream.sentence(now))
 	t.Parity.lines(line)
 	if t.Hold != nil {
 		line("hold", "%s, since %s", t.Hold.text(), t.Hold.At.UTC().Format(time.DateTime))

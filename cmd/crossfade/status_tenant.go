@@ -42,18 +42,6 @@ type tenantStatus struct {
 	Note        string        `json:"note,omitempty"`
 }
 
-// lagStatus is how long a sentinel last took on each path, until everything before it
-// was settled.
-type lagStatus struct {
-	MQTT      pathLag `json:"mqtt"`
-	JetStream pathLag `json:"jetstream"`
-}
-
-type pathLag struct {
-	Seconds      *float64   `json:"seconds"` // null: not measured
-	MissingSince *time.Time `json:"missing_since,omitempty"`
-}
-
 type parityStatus struct {
 	Verdict       parity.Verdict   `json:"verdict"`
 	Reason        string           `json:"reason"`
@@ -100,8 +88,7 @@ func (o *overview) tenant(name string, w parity.Window) tenantStatus {
 		t.Authority, t.ConfirmedAt = f.Stage.Authoritative().String(), f.ConfirmedAt
 		t.WaitsFor, t.WaitsSince = f.WaitsFor, f.WaitsSince
 	}
-	l := o.latencies[name]
-	t.Lag.MQTT, t.Lag.JetStream = lagOf(l.MQTT, l.MQTTMissing), lagOf(l.JetStream, l.JetStreamMissing)
+	t.Lag = o.lagOf(name, t.Stage)
 	if h, ok := o.held(name); ok {
 		t.Hold = &holdStatus{h.Tenant == control.Everybody, h.By, h.Reason, h.At}
 	}
@@ -190,15 +177,6 @@ func (o *overview) reverse(f control.Fact, known bool) reverseStatus {
 		}
 	}
 	return reverseStatus{true, "rollback is one immediate step, to shadow"}
-}
-
-func lagOf(took *time.Duration, missing *time.Time) (l pathLag) {
-	if took != nil {
-		seconds := took.Seconds()
-		l.Seconds = &seconds
-	}
-	l.MissingSince = missing
-	return l
 }
 
 func judged(w parity.Window) parityStatus {

@@ -56,8 +56,9 @@ func (t operatorTest) instance(id string) {
 func (t operatorTest) fact(tenant, stage, wanted, waits string) {
 	t.Helper()
 	t.exec(`INSERT INTO crossfade_stages (tenant_id, stage, revision, since, changed_by, reason, epoch, confirmed_at, wanted, wanted_why, waits_for, waits_since)
-	VALUES ($1, $2, 7, now() - interval '3 minutes', 'instance b1', 'follows the flag', 1, now() - interval '18 seconds', nullif($3, ''), 'TARGETING_MATCH', nullif($4, ''),
-	        CASE WHEN $4 = '' THEN NULL ELSE now() - interval '130 seconds' END)`, tenant, stage, wanted, waits)
+	VALUES ($1, 'shadow', 7, now() - interval '3 minutes', 'instance b1', 'follows the flag', 2, now() - interval '18 seconds', nullif($2, ''), 'TARGETING_MATCH', nullif($3, ''),
+	        CASE WHEN $3 = '' THEN NULL ELSE now() - interval '130 seconds' END)`, tenant, wanted, waits)
+	t.exec(`UPDATE crossfade_stages SET stage = $2, epoch = 1 WHERE tenant_id = $1`, tenant, stage) // as a leader does, with an epoch
 }
 
 // want calls a command and checks its exit code and what it says on either output.
