@@ -10,6 +10,7 @@ import (
 
 	"github.com/jackc/pgx/v5/pgxpool"
 
+	"github.com/crossfade-io/crossfade/bridge/rollout"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/config"
@@ -31,7 +32,7 @@ type rollbackCommand struct {
 
 // Help is shown by --help below the summary.
 func (rollbackCommand) Help() string {
-	return `Gives MQTT its authority back in one step that waits for nothing, and goes ahead of everything else. It is an operator's own wish for each tenant, so it wins over the flag service, percentages, rollouts and holds: a held tenant goes back to shadow and is held there. Whoever is not held goes on to mqtt once that is proved. The wish stays until another one (crossfade flip), or until it is taken back (crossfade flip --clear).
+	return `Gives MQTT its authority back in one step that waits for nothing, and goes ahead of everything else. It is an operator's own wish for each tenant, so it wins over the flag service, percentages, rollouts and holds: a held tenant goes back to shadow and is held there. Whoever is not held goes on to mqtt once that is proved. A rollout to JetStream that has chosen one of the tenants is paused before, with --all whatever it has chosen; it never moves them again, even if it is resumed (docs/rollouts.md). The wish stays until another one (crossfade flip), or until it is taken back (crossfade flip --clear).
 
 Asks first, with the number of tenants. Exit code 3 when the answer was no, or when MQTT does not have authority on every instance within --timeout; the wish stays then.
 
@@ -69,20 +70,48 @@ func (r *rollbackCommand) Run(ctx context.Context, c *console) error {
 		}
 	}
 	began := time.Now()
+	aside, notAside := r.stopRollout(ctx, c, pool, names)
 	answers, err := r.wish(ctx, pool, o, names)
 	if err != nil {
-		return err
+		return errors.Join(err, notAside)
+	}
+	if notAside != nil { // whoever was in the way may be gone by now
+		aside, notAside = r.stopRollout(ctx, c, pool, names)
 	}
 	if r.Wait {
 		w := waiter{console: c, pool: pool, goal: goalBack, timeout: r.Timeout, began: began}
 		if err := w.await(ctx, o.followed(answers)); err != nil {
-			return err
+			return errors.Join(err, notAside)
 		}
 	}
-	if err := r.show(c, answers); err != nil {
-		return err
+	if err := r.show(c, answers, aside); err != nil {
+		return errors.Join(err, notAside)
 	}
-	return r.verdict(answers, unnameable)
+	return errors.Join(r.verdict(answers, unnameable), notAside)
+}
+
+// asidePatience bounds what a rollback waits for a rollout's row. The wishes win over
+// the rollout's either way.
+const asidePatience = 2 * time.Second
+
+// stopRollout pauses a rollout that goes the other way, before the wishes are written,
+// and says so at once.
+func (r *rollbackCommand) stopRollout(ctx context.Context, c *console, pool *pgxpool.Pool, names []string) (*rollout.Rollout, error) {
+	names = append([]string{}, names...) // nil would be everybody
+	if r.All {
+		names = nil
+	}
+	bounded, cancel := context.WithTimeout(ctx, asidePatience)
+	defer cancel()
+	aside, err := rollout.StandAside(bounded, pool, names, who(r.By), r.Reason)
+	if err != nil {
+		return nil, fmt.Errorf("the rollout that is under way could not be paused, and may go on with other tenants: crossfade rollout pause: %w", err)
+	}
+	if aside != nil {
+		fmt.Fprintf(c.err, "rollout %[1]s is paused in wave %[2]d of %[3]d (%[4]s); once resumed it leaves these tenants alone (crossfade rollout resume %[1]s, or abort %[1]s --rollback)\n",
+			aside.Plan.Name, aside.Wave+1, len(aside.Plan.Waves), printable(aside.Why))
+	}
+	return aside, nil
 }
 
 // wish sets the wishes: those of tenants first, since they bring somebody back now.
@@ -158,9 +187,13 @@ func nameable(names []string) (good, bad []string) {
 	return good, bad
 }
 
-func (r *rollbackCommand) show(c *console, answers []flipped) error {
+func (r *rollbackCommand) show(c *console, answers []flipped, aside *rollout.Rollout) error {
 	if r.Output == "json" {
-		return writeJSON(c.out, map[string]any{"tenants": append([]flipped{}, answers...)})
+		answer := map[string]any{"tenants": append([]flipped{}, answers...)}
+		if aside != nil {
+			answer["rollout"] = rolloutHead(aside)
+		}
+		return writeJSON(c.out, answer)
 	}
 	if err := showFlipped(c, answers, r.Wait); err != nil || !r.Wait {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"log/slog"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -136,4 +137,89 @@ func drive(t *testing.T, url string) {
 		}
 		pool.Close()
 	})
+}
+
+// TestRollbackPausesARollout, tells so in both forms, and leaves alone a rollout that
+// has not chosen the tenant.
+func TestRollbackPausesARollout(tt *testing.T) {
+	t := newOperatorTest(tt)
+	plan := filepath.Join(t.TempDir(), "plan.yaml")
+	write(tt, plan, canaryPlan)
+	t.want(exitDone, "rollout start "+plan)
+	t.exec(`INSERT INTO crossfade_rollout_tenants (rollout, tenant_id, wave, state, wish, before) VALUES ('canary', 'acme', 0, 'baking', 'live', 'mqtt')`)
+	if code, _, errs := call(tt, "rollback", "globex", "--yes", "--no-wait"); code != exitDone || strings.Contains(errs, "rollout") {
+		t.Errorf("the rollback of a tenant that is not chosen: exit %d\n%s", code, errs)
+	}
+	if code, out, errs := call(tt, "rollback", "acme", "--yes", "--no-wait", "--by", "ann", "--reason", "incident 7"); code != exitDone ||
+		!strings.Contains(errs, "rollout canary is paused in wave 1 of 2 (by ann: rollback of acme: incident 7); once resumed it leaves these tenants alone") {
+		t.Errorf("the rollback of a tenant that is: exit %d\n%s%s", code, out, errs)
+	}
+	t.want(exitDone, "rollout status canary", "canary: paused", "why: by ann: rollback of acme: incident 7")
+	t.want(exitDone, "rollout resume canary")
+	var answer struct {
+		Tenants []flipped
+		Rollout struct{ Rollout, State, Why string }
+	}
+	out := t.want(exitDone, "rollback --all --yes --no-wait --by ann --output json", "rollout canary is paused")
+	if err := json.Unmarshal([]byte(out), &answer); err != nil || len(answer.Tenants) != 3 || answer.Rollout.Rollout != "canary" || answer.Rollout.State != "paused" || answer.Rollout.Why != "by ann: rollback of all tenants: rollback" {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// TestRollbackGoesAhead of a rollout whose row somebody holds: the wishes are written,
+// and that the rollout goes on is an error.
+func TestRollbackGoesAhead(tt *testing.T) {
+	t := newOperatorTest(tt)
+	plan := filepath.Join(t.TempDir(), "plan.yaml")
+	write(tt, plan, canaryPlan)
+	t.want(exitDone, "rollout start "+plan)
+	tx, err := t.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `SELECT FROM crossfade_rollouts FOR UPDATE`); err != nil {
+		t.Fatal(err)
+	}
+	t.want(exitError, "rollback --all --yes --no-wait", "could not be paused", "crossfade rollout pause")
+	if n := t.count(`SELECT count(*) FROM crossfade_flag_targets WHERE variant = 'mqtt'`); n != 3 {
+		t.Errorf("%d tenants are brought back, want 3", n)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Error(err)
+	}
+	t.want(exitDone, "rollback --all --yes --no-wait", "rollout canary is paused")
+}
+
+// TestRolloutAgainstAnInstance gives all orders while an instance moves the tenants, on
+// real servers; without traffic no wave passes.
+func TestRolloutAgainstAnInstance(tt *testing.T) {
+	t := newOperatorTest(tt)
+	t.run()
+	plan := filepath.Join(tt.TempDir(), "plan.yaml")
+	write(tt, plan, canaryPlan)
+	reaches := func(says ...string) {
+		t.Helper()
+		var last string
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+			_, last, _ = call(tt, "rollout", "status", "canary")
+			if !slices.ContainsFunc(says, func(s string) bool { return !strings.Contains(last, s) }) {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("the rollout does not get to %q:\n%s", says, last)
+			}
+		}
+	}
+	t.want(exitDone, "rollout start "+plan)
+	reaches("canary: running, judging in wave 1 of 2", "baking  live")
+	t.want(exitDone, "rollout pause canary --reason lunch", "canary: paused")
+	t.want(exitDone, "rollout resume canary", "canary: running")
+	t.want(exitDone, "rollback acme --yes --timeout 1m", "rollout canary is paused in wave 1 of 2", "MQTT has authority for 1 of 1 tenant")
+	t.want(exitDone, "rollout resume canary")
+	reaches("canary: paused", "nobody is left of wave 1", "acme taken: mqtt was wished by")
+	t.want(exitDone, "rollout resume canary --skip-wave")
+	reaches("canary: running, baking in wave 2 of 2", "globex   2     baking  live", "initech  2     baking  live")
+	t.want(exitDone, "rollout abort canary --rollback --yes", "canary: aborted", "2 tenants go back")
+	reaches("globex   2     returned  mqtt", "initech  2     returned  mqtt")
+	t.want(exitDone, "rollout status canary --all", "acme     1     taken     mqtt")
 }

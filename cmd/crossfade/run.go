@@ -71,6 +71,9 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	bc.StandbyWait, bc.StandbyBuffer = r.Bridge.StandbyWait, r.Bridge.StandbyBuffer
 	bc.DefaultStage, bc.FlagBeat = stage.Stage(r.Bridge.DefaultStage), r.Bridge.FlagBeat
 	bc.ShutdownTimeout, bc.Listen = r.Bridge.ShutdownTimeout, r.HTTP.Listen
+	stages := &bc.Control
+	stages.Dwell, stages.LeaseTTL, stages.Renew = r.Stages.Dwell, r.Stages.LeaseTTL, min(stages.Renew, r.Stages.LeaseTTL/5)
+	stages.BeatEvery, stages.BeatRate, stages.Missing = r.Stages.BeatEvery, r.Stages.BeatRate, r.Stages.Missing
 	if r.MQTT.Enabled || r.Mirror.Enabled {
 		mc, err := mqttConfig(r.MQTT)
 		if err != nil {

@@ -6,6 +6,8 @@ import (
 
 	"github.com/alecthomas/kong"
 
+	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/internal/config"
 )
 
@@ -19,23 +21,54 @@ func TestRetentionSettings(t *testing.T) {
 		{nil, 0, 0},
 		{[]string{"--pipeline-telemetry-retention=720h", "--pipeline-quarantine-retention=48h"}, 720 * time.Hour, 48 * time.Hour},
 	} {
-		var r config.Run
-		parser, err := kong.New(&r, config.Options()...)
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := parser.Parse(append(c.args, "--database-url=postgres://db/iot", "--mqtt-url=mqtt://broker", "--nats-url=nats://nats")); err != nil {
-			t.Fatal(err)
-		}
-		bc, err := bridgeConfig(&r)
-		if err != nil {
-			t.Fatal(err)
-		}
+		bc := configured(t, c.args...)
 		if got := bc.Partitions; got.TelemetryRetention != c.telemetry || got.QuarantineRetention != c.quarantine {
 			t.Errorf("%v: telemetry %v, quarantine %v", c.args, got.TelemetryRetention, got.QuarantineRetention)
 		}
 		if err := bc.Partitions.Validate(); err != nil {
 			t.Error(err)
+		}
+	}
+}
+
+// configured is what `crossfade run` makes of some arguments and the needed ones.
+func configured(t *testing.T, args ...string) bridge.Config {
+	t.Helper()
+	var r config.Run
+	parser, err := kong.New(&r, config.Options()...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := parser.Parse(append(args, "--database-url=postgres://db/iot", "--mqtt-url=mqtt://broker", "--nats-url=nats://nats")); err != nil {
+		t.Fatal(err)
+	}
+	bc, err := bridgeConfig(&r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return bc
+}
+
+// TestStageSettings: the documented defaults are those of the package that uses them,
+// what is set arrives there, and a lease is renewed often enough at any length.
+func TestStageSettings(t *testing.T) {
+	type settings struct {
+		dwell, lease, renew, beatEvery, missing time.Duration
+		rate                                    float64
+	}
+	of := func(o control.Options) settings {
+		return settings{o.Dwell, o.LeaseTTL, o.Renew, o.BeatEvery, o.Missing, o.BeatRate}
+	}
+	if got, want := of(configured(t).Control), of(control.DefaultOptions()); got != want {
+		t.Errorf("without arguments %+v, want %+v", got, want)
+	}
+	got := of(configured(t, "--stages-dwell=1s", "--stages-lease-ttl=20s", "--stages-beat-every=2m", "--stages-beat-rate=3.5", "--stages-missing=4s").Control)
+	if want := (settings{time.Second, 20 * time.Second, time.Second, 2 * time.Minute, 4 * time.Second, 3.5}); got != want {
+		t.Errorf("got %+v, want %+v", got, want)
+	}
+	for _, ttl := range []string{"1s", "5m"} {
+		if o := configured(t, "--stages-lease-ttl="+ttl).Control; o.LeaseTTL < 3*o.Renew || o.Renew > time.Second {
+			t.Errorf("a lease of %v is renewed every %v", o.LeaseTTL, o.Renew)
 		}
 	}
 }

@@ -46,6 +46,7 @@ type Run struct {
 	Mirror   Mirror   `embed:"" group:"Mirror"`
 	Pipeline Pipeline `embed:"" group:"Pipeline"`
 	Bridge   Bridge   `embed:"" group:"Bridge"`
+	Stages   Stages   `embed:"" group:"Stages"`
 	Flags    Flags    `embed:"" group:"Flags"`
 	HTTP     HTTP     `embed:"" group:"HTTP"`
 }
@@ -83,7 +84,7 @@ type Database struct {
 	URLFile          string        `name:"database-url-file" env:"CROSSFADE_DATABASE_URL_FILE" type:"filename" placeholder:"FILE" help:"File that holds the database URL, instead of --database-url. At most 64 KiB; a newline at the end is cut."`
 	MaxConns         int           `name:"database-max-conns" env:"CROSSFADE_DATABASE_MAX_CONNS" default:"10" range:"2..1000" help:"Most connections to PostgreSQL from this process."`
 	StatementTimeout time.Duration `name:"database-statement-timeout" env:"CROSSFADE_DATABASE_STATEMENT_TIMEOUT" default:"30s" range:"1s..1h" help:"PostgreSQL gives up a statement after this long; the batch is tried again."`
-	LockTimeout      time.Duration `name:"database-lock-timeout" env:"CROSSFADE_DATABASE_LOCK_TIMEOUT" default:"5s" range:"100ms..10m" help:"PostgreSQL gives up waiting for a lock after this long. Keeps one stuck transaction from holding up the other path."`
+	LockTimeout      time.Duration `name:"database-lock-timeout" env:"CROSSFADE_DATABASE_LOCK_TIMEOUT" default:"5s" range:"100ms..10m" help:"PostgreSQL gives up waiting for a lock after this long. Keeps one stuck transaction from holding up the other path. Shorter than --database-statement-timeout, or what is locked cannot be told from what is slow, and is not set aside."`
 }
 
 // TLS is how a connection is encrypted. Empty fields leave Go's defaults: the

@@ -31,6 +31,7 @@ func (r *Run) Validate(options ...ValidateOption) error {
 	files := !slices.Contains(options, SkipFiles)
 	r.Database.validate(p, files)
 	r.Bridge.validate(p)
+	r.Stages.validate(p)
 	r.Flags.validate(p, files)
 	r.HTTP.validate(p)
 	r.validateSources(p)
@@ -118,6 +119,11 @@ func (b *Bridge) validate(p *problems) {
 }
 
 func (d *Database) validate(p *problems, files bool) {
+	if d.LockTimeout >= d.StatementTimeout {
+		p.add("database-lock-timeout",
+			fmt.Sprintf("%s is not below --database-statement-timeout (%s): what waits for a lock would look like what is slow, and would hold up its whole batch instead of being set aside", d.LockTimeout, d.StatementTimeout),
+			"make it shorter (5s is the default), or the statement timeout longer")
+	}
 	if d.URL != "" && d.URLFile != "" {
 		p.add("database-url-file", "is set together with --database-url", "keep one of them")
 		return

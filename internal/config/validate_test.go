@@ -38,6 +38,13 @@ func TestValidateLines(t *testing.T) {
 		{"--database-url-file=" + secret, "database-url-file", "set together with --database-url"},
 		{"--database-url= --database-url-file=/nonexistent", "database-url-file", "cannot be read"},
 		{"--database-url= --database-url-file=" + badURL, "database-url-file", "neither a URL nor"},
+		{"--database-lock-timeout=30s", "database-lock-timeout", "30s is not below --database-statement-timeout (30s)"},
+		{"--database-statement-timeout=4s", "database-lock-timeout", "5s is not below --database-statement-timeout (4s)"},
+		{"--stages-dwell=-1s", "stages-dwell", "choose from 0s to 24h"},
+		{"--stages-lease-ttl=900ms", "stages-lease-ttl", "choose from 1s to 5m"},
+		{"--stages-beat-every=99ms", "stages-beat-every", "set 100ms or more"},
+		{"--stages-beat-rate=0", "stages-beat-rate", "choose from 1 to 10000"},
+		{"--stages-missing=0s", "stages-missing", "choose from 1s to 1h"},
 		{"--http-listen=9464", "http-listen", "is not HOST:PORT"},
 		{"--http-listen=127.0.0.1:http", "http-listen", "the port is not a number"},
 		{"--http-listen=:9464", "http-listen", "is not loopback"},
@@ -254,6 +261,7 @@ func TestWarnings(t *testing.T) {
 		"--mirror --mqtt-group=g":                 "every one mirrors every message",
 		"--http-listen=:9464 --http-allow-remote": "without a password",
 		"--no-pipeline-require-token":             "whoever may publish",
+		"--stages-dwell=0s":                       "may come after the sentinel and be dropped",
 	} {
 		var base []string
 		for _, g := range good {

@@ -7,8 +7,8 @@
 //	                                        NATS (this process)
 //
 // Run starts all of it, lets the devices publish while the story is told (tenants
-// are flipped to JetStream one after the other, one is rolled back, and with Chaos
-// `crossfade run` is killed at bad moments), waits until every copy has come to
+// are flipped to JetStream one after the other until MQTT's copies are dropped, one is
+// rolled back, and with Chaos `crossfade run` is killed at bad moments), waits until every copy has come to
 // rest, compares, and removes everything. `crossfade run` is a process of its own,
 // so that it can be killed.
 package demo
@@ -84,6 +84,9 @@ const (
 	// process had in hand. That only makes the demo shorter: a minute is usual, and
 	// the verdict waits for the last of these copies either way.
 	ackWait = 5 * time.Second
+	// dwell is short, since the mirror makes all second copies here, and only so that it
+	// can be seen: half a minute is usual.
+	dwell = time.Second
 	// redelivery is when the last of them has come: ackWait, and a little.
 	redelivery = ackWait + 2*time.Second
 	// verdictPatience is how long the verdict waits for a message that is missing,
@@ -158,7 +161,7 @@ func (d *demo) perform(ctx context.Context, s *stack, cfg fleet.Config) (*Report
 	story := &story{stack: s, screen: d.screen, meter: meter}
 	d.screen.say("")
 	d.screen.begin()
-	d.screen.tell("%s. All tenants are on MQTT. A mirror copies each message to\nJetStream too; that copy stands by until the database has the message.", d.screen.bold("The devices begin"))
+	d.screen.tell("%s. All tenants are on MQTT. A mirror copies each message to\nJetStream too; that copy stands by until the database has the message, and is\ndropped as soon as it is proved that it can be.", d.screen.bold("The devices begin"))
 	began := time.Now()
 	if d.begun != nil {
 		d.begun(s)

@@ -34,11 +34,17 @@ func TestEndsWithNothingLostOrDoubled(t *testing.T) {
 	if !report.OK || report.Sent == 0 || report.Interrupted || report.Kills != 0 || len(report.Flips) != 4 {
 		t.Errorf("report: %+v", report)
 	}
+	for _, f := range report.Flips {
+		if f.ProvedMilliseconds < max(f.Milliseconds, dwell.Milliseconds()) {
+			t.Errorf("the flip has not dwelt in an inner stage: %+v", f)
+		}
+	}
 	if line := lastLine(out.String()); !strings.HasSuffix(line, "  lost 0  duplicated 0") || strings.Contains(line, "sent 0 ") {
 		t.Errorf("the last line is %q", line)
 	}
 	for _, want := range []string{"Flip acme to jetstream", "Flip globex to jetstream", "Flip initech to jetstream",
-		"Stage live after", "Roll acme back to mqtt", "Stage shadow after", "written/s mqtt"} {
+		"Stage live after", "Proved for acme, globex, initech: stage jetstream, ", "MQTT's copies are dropped unseen",
+		"Roll acme back to mqtt", "Stage shadow after", "Proved for acme: stage mqtt, ", "JetStream's copies are dropped unseen", "written/s mqtt"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("the story lacks %q:\n%s", want, &out)
 		}
@@ -53,7 +59,8 @@ func TestSurvivesChaos(t *testing.T) {
 	dir, admin := place(t)
 	var out bytes.Buffer
 	screen := NewScreen(&out, true)
-	d := newDemo(Options{Duration: 8 * time.Second, Rate: 300, Devices: 12, Tenants: 3, Chaos: true, Program: crossfade}, screen)
+	// Long enough for the proof that waits for what a killed process had in hand.
+	d := newDemo(Options{Duration: 16 * time.Second, Rate: 300, Devices: 12, Tenants: 3, Chaos: true, Program: crossfade}, screen)
 	var log string
 	d.begun = func(s *stack) {
 		log = s.instance.log

@@ -111,6 +111,7 @@ func (s *stack) environ(base []string) []string {
 		"CROSSFADE_MIRROR_ENABLED=true",
 		"CROSSFADE_BRIDGE_INSTANCE=demo",
 		"CROSSFADE_BRIDGE_FLAG_BEAT=1s",
+		"CROSSFADE_STAGES_DWELL="+dwell.String(),
 		"CROSSFADE_BRIDGE_SHUTDOWN_TIMEOUT=15s",
 		// A few devices send here what a fleet does elsewhere: any of Options.Rate.
 		"CROSSFADE_PIPELINE_RATE_LIMIT_RPS=100000",

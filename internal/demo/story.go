@@ -19,8 +19,8 @@ const (
 	storyLength = time.Minute
 	// mostWaves is the most flips to jetstream: many tenants go several at a time.
 	mostWaves = 6
-	// flipPatience is how long a tenant may take to get there.
-	flipPatience = 20 * time.Second
+	// flipPatience is how long a tenant may take to get there, and to be proved there.
+	flipPatience = 30 * time.Second
 	// killEvery is how often a long chaotic run is killed after the story.
 	killEvery = 30 * time.Second
 )
@@ -29,10 +29,17 @@ const (
 type Flip struct {
 	Tenants []string `json:"tenants"`
 	To      string   `json:"to"`
-	// Milliseconds from the wish to the stage, a restart included where there was one.
+	// Milliseconds from the wish until the wished path has the authority, a restart
+	// included where there was one.
 	Milliseconds int64 `json:"milliseconds"`
-	// Killed: `crossfade run` was killed between the two.
+	// ProvedMilliseconds is the same until the last of the tenants is in the wished
+	// stage itself, where the other path's copies are dropped; 0 where the story ended
+	// before.
+	ProvedMilliseconds int64 `json:"proved_milliseconds"`
+	// Killed: `crossfade run` was killed between the wish and the authority.
 	Killed bool `json:"killed"`
+
+	wished time.Time
 }
 
 // story is what happens while the devices publish.
@@ -68,7 +75,10 @@ func (s *story) acts(tenants []string, duration time.Duration, chaos bool) []act
 			return s.forward(ctx, wave, last, kill)
 		}})
 	}
-	acts = append(acts, act{part(0.70), func(ctx context.Context) error { return s.back(ctx, waves[0][:1], chaos) }})
+	acts = append(acts,
+		act{part(0.62), s.proved},
+		act{part(0.70), func(ctx context.Context) error { return s.back(ctx, waves[0][:1], chaos) }},
+		act{part(0.80), s.proved})
 	if chaos {
 		for at := length; at < duration; at += killEvery {
 			acts = append(acts, act{at, s.kill})
@@ -108,9 +118,45 @@ func (s *story) forward(ctx context.Context, tenants []string, last, kill bool) 
 	}
 	s.screen.tell("%s: JetStream's copies are written now, MQTT's stand by.", took)
 	if last {
-		s.screen.tell("All tenants are on JetStream.")
+		s.screen.tell("JetStream has the authority for all tenants.")
 	}
 	return nil
+}
+
+// proved waits until all that was flipped is in the stage itself, for which the proof
+// has gone on beside the story, and tells how long that took.
+func (s *story) proved(ctx context.Context) error {
+	var tenants []string
+	var to stage.Stage
+	var longest time.Duration
+	for i := range s.flips {
+		f := &s.flips[i]
+		if f.ProvedMilliseconds > 0 {
+			continue
+		}
+		to = stage.Stage(f.To)
+		facts, err := s.await(ctx, f.Tenants, to)
+		if err != nil {
+			return err
+		}
+		took := time.Duration(f.Milliseconds) * time.Millisecond
+		for _, fact := range facts {
+			took = max(took, fact.Since.Sub(f.wished))
+		}
+		f.ProvedMilliseconds = took.Milliseconds()
+		tenants, longest = append(tenants, f.Tenants...), max(longest, took)
+	}
+	s.screen.tell("%s: stage %s, %.1f s after the wish.\nA sentinel has come out of both paths with everything before it settled, so\n%s's copies are dropped unseen now.",
+		s.screen.bold("Proved for "+listed(tenants)), to, longest.Seconds(), otherPath(to))
+	return nil
+}
+
+// otherPath is the one whose copies an outer stage drops.
+func otherPath(s stage.Stage) string {
+	if s == stage.MQTT {
+		return "JetStream"
+	}
+	return "MQTT"
 }
 
 func (s *story) back(ctx context.Context, tenants []string, kill bool) error {
@@ -126,7 +172,7 @@ func (s *story) back(ctx context.Context, tenants []string, kill bool) error {
 // flip wishes a stage and waits until the tenants are there. With kill, the
 // instance dies right after the wish was committed.
 func (s *story) flip(ctx context.Context, tenants []string, to flags.Variant, why string, kill bool) (string, error) {
-	began := time.Now()
+	wished := time.Now()
 	if _, err := flags.OpenStore(s.stack.pool).SetTargets(ctx, tenants, to, "crossfade demo", why); err != nil {
 		return "", err
 	}
@@ -136,36 +182,35 @@ func (s *story) flip(ctx context.Context, tenants []string, to flags.Variant, wh
 		}
 	}
 	goal := stage.Toward(stage.Stage(to))
-	if err := s.await(ctx, tenants, goal); err != nil {
+	// By the time of the next look they may be in the stage itself.
+	if _, err := s.await(ctx, tenants, goal, stage.Stage(to)); err != nil {
 		return "", err
 	}
-	took := time.Since(began)
-	s.flips = append(s.flips, Flip{Tenants: tenants, To: to.String(), Milliseconds: took.Milliseconds(), Killed: kill})
+	took := time.Since(wished)
+	s.flips = append(s.flips, Flip{Tenants: tenants, To: to.String(), Milliseconds: took.Milliseconds(), Killed: kill, wished: wished})
 	return fmt.Sprintf("Stage %s after %d ms", goal, took.Milliseconds()), nil
 }
 
-func (s *story) await(ctx context.Context, tenants []string, goal stage.Stage) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, flipPatience, fmt.Errorf("%s did not reach the stage %s within %v", listed(tenants), goal, flipPatience))
+// await waits until tenants are in one of the stages, and returns their facts.
+func (s *story) await(ctx context.Context, tenants []string, goals ...stage.Stage) ([]bridge.Fact, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, flipPatience, fmt.Errorf("%s did not reach the stage %s within %v", listed(tenants), goals[0], flipPatience))
 	defer cancel()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
 	for {
 		facts, err := bridge.Facts(ctx, s.stack.pool)
 		if err != nil && ctx.Err() == nil {
-			return err
+			return nil, err
 		}
-		left := len(tenants)
-		for _, f := range facts {
-			if f.Stage == goal && slices.Contains(tenants, f.Tenant) {
-				left--
-			}
-		}
-		if left == 0 {
-			return nil
+		facts = slices.DeleteFunc(facts, func(f bridge.Fact) bool {
+			return !slices.Contains(goals, f.Stage) || !slices.Contains(tenants, f.Tenant)
+		})
+		if len(facts) == len(tenants) {
+			return facts, nil
 		}
 		select {
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return nil, context.Cause(ctx)
 		case <-tick.C:
 		}
 	}

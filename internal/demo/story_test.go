@@ -17,7 +17,7 @@ func TestStoryOfManyTenants(t *testing.T) {
 				}
 				last = a.at
 			}
-			if !chaos && len(acts) != mostWaves+1 {
+			if !chaos && len(acts) != mostWaves+3 {
 				t.Errorf("%v: %d acts", duration, len(acts))
 			}
 		}
