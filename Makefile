@@ -42,6 +42,10 @@ soak: deps ## random flips on three instances that are killed and restarted, the
 model: ## the stage protocol searched further than the tests do
 	@CROSSFADE_MODEL=full go test -timeout 0 -count=1 -v -run 'NoReachableState|EveryRule' ./bridge/stage
 
+.PHONY: sim
+sim: deps ## three instances simulated with random seeds (SIM=10m); CROSSFADE_SIM_SEED=n runs one seed again
+	@CROSSFADE_SIM=$(or $(SIM),10m) go test -timeout 0 -count=1 -v -run 'TestSimulation$$' ./bridge
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for FUZZTIME (30s) each
 	@.ci/fuzz $(FUZZTIME)

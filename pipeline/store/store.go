@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
@@ -22,6 +23,8 @@ type Config struct {
 	// loser of a race for an ID waits for the winner's transaction, and a stuck one
 	// must not stall the other path for ever.
 	StatementTimeout, LockTimeout time.Duration
+	// Dial makes the connections in place of a net.Dialer; nil: one of those does.
+	Dial pgconn.DialFunc
 }
 
 // DefaultConfig returns the configuration for a URL.
@@ -69,6 +72,9 @@ func NewPool(ctx context.Context, c Config, application string) (*pgxpool.Pool, 
 	}
 	pc.MaxConns = int32(max(c.MaxConns, 2))
 	pc.ConnConfig.ConnectTimeout = 5 * time.Second
+	if c.Dial != nil {
+		pc.ConnConfig.DialFunc = c.Dial
+	}
 	params := pc.ConnConfig.RuntimeParams
 	params["application_name"] = application
 	params["statement_timeout"] = millis(c.StatementTimeout)
