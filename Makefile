@@ -21,13 +21,14 @@ demo: deps build ## flip tenants under load on private servers, then reconcile (
 
 .PHONY: test
 test: ## everything that must pass: format, vet, staticcheck, tests under the race detector
-	@.ci/deps race
+	@.ci/deps race devices
 	@$(MAKE) --no-print-directory lint
 	go test -race -timeout $(TESTTIMEOUT) $$(go list ./... | grep -v /bridge/stage)
 	go test -timeout $(TESTTIMEOUT) ./bridge/stage # one goroutine that searches: the race detector sees nothing and takes minutes
 
 .PHONY: test-short
-test-short: deps ## the tests alone, without the race detector
+test-short: ## the tests alone, without the race detector
+	@.ci/deps devices
 	go test -timeout $(TESTTIMEOUT) ./...
 
 .PHONY: bench

@@ -13,6 +13,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/bridge/downlink"
 	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
@@ -40,6 +41,10 @@ type Config struct {
 	NATS *jetstream.Config
 	// JetStream is the source's; nil leaves it out.
 	JetStream *jetstream.SourceConfig
+
+	// Downlink sends to devices, over a connection of its own; nil leaves it out. Its
+	// Pool, Registry and Logger are set by New.
+	Downlink *downlink.Options
 
 	// StandbyWait is how long a copy stands by; StandbyBuffer how many do, per
 	// path, and how many MQTT copies may arrive behind a held one.
@@ -124,7 +129,8 @@ type Bridge struct {
 	feeds       []feeder // what Run starts, in order
 	jetstream   *feed[*jetstream.Source]
 	mirror      *jetstream.Mirror
-	outbox      *outbox // nil without NATS
+	outbox      *outbox          // nil without NATS
+	downlink    *downlink.Sender // nil where it is left out
 	lag         *lag
 	settings    settings
 	appSettings *appSettings
@@ -184,6 +190,9 @@ func (b *Bridge) wire(ctx context.Context) error {
 	b.standby.process, b.standby.decide, b.standby.arrived = b.processor.Submit, b.gate.decide, b.gate.arrivals
 	b.gate.process, b.gate.hold = b.processor.Submit, b.standby.hold
 	b.health = newHealth()
+	if err := b.makeDownlink(); err != nil {
+		return err
+	}
 	if err := b.wireSources(); err != nil {
 		return err
 	}

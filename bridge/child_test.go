@@ -20,6 +20,7 @@ import (
 	"github.com/rs/zerolog"
 
 	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/downlink"
 	"github.com/crossfade-io/crossfade/jetstream"
 	"github.com/crossfade-io/crossfade/legacy_mqtt"
 )
@@ -33,6 +34,7 @@ type childSettings struct {
 	Instance     string
 	Database     string
 	MQTT, Mirror *legacy_mqtt.Config
+	Downlink     *downlink.Options // of which Pool, Registry and Logger are the child's
 	NATS         *jetstream.Config
 	JetStream    *jetstream.SourceConfig
 	BeatEvery    time.Duration
@@ -52,7 +54,7 @@ func runBridgeChild() {
 	c := bridge.DefaultConfig(k.Database)
 	c.Instance, c.MQTT, c.Mirror, c.NATS, c.JetStream = k.Instance, k.MQTT, k.Mirror, k.NATS, k.JetStream
 	c.FlagBeat, c.StandbyWait, c.Control.Dwell = time.Second, 2*time.Second, 100*time.Millisecond
-	c.Control.BeatEvery = k.BeatEvery
+	c.Control.BeatEvery, c.Downlink = k.BeatEvery, k.Downlink
 	c.Pipeline.Settings.RateLimit = 0 // fleets play in fast motion
 	c.Logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
@@ -85,7 +87,9 @@ type child struct {
 // spawn starts a bridge process and waits until it is ready.
 func (s *stack) spawn(c bridge.Config) *child {
 	s.t.Helper()
-	settings, err := json.Marshal(childSettings{c.Instance, c.Store.URL, c.MQTT, c.Mirror, c.NATS, c.JetStream, c.Control.BeatEvery})
+	settings, err := json.Marshal(childSettings{
+		Instance: c.Instance, Database: c.Store.URL, MQTT: c.MQTT, Mirror: c.Mirror, Downlink: c.Downlink,
+		NATS: c.NATS, JetStream: c.JetStream, BeatEvery: c.Control.BeatEvery})
 	if err != nil {
 		s.t.Fatal(err)
 	}

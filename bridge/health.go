@@ -90,6 +90,9 @@ func (b *Bridge) wireHealth() {
 	if b.outbox != nil {
 		h.checks = append(h.checks, dependency{"routes", false, b.outbox.health})
 	}
+	if b.downlink != nil {
+		h.checks = append(h.checks, dependency{"downlink", false, b.downlink.Health})
+	}
 	if b.jetstream != nil {
 		h.checks = append(h.checks, dependency{"jetstream_settings", false, b.settings.trouble.err})
 	}

@@ -46,6 +46,7 @@ func (b *Bridge) Run(ctx context.Context) error {
 	if b.outbox != nil {
 		background.start(work, b.outbox.run)
 	}
+	background.start(work, b.sendDown)
 	workers.start(work, b.processor.Run)
 	standing.start(work, b.standby.run)
 	if b.mirror != nil {

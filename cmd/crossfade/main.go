@@ -59,6 +59,7 @@ type cli struct {
 	Forget     forgetCommand     `cmd:"" help:"Stop waiting for the MQTT session of an instance that will not return."`
 	Config     configCommand     `cmd:"" help:"Look at the configuration without starting."`
 	Quarantine quarantineCommand `cmd:"" help:"Look at quarantined messages, replay or delete them."`
+	Downlink   downlinkCommand   `cmd:"" help:"Look at messages to devices that wait or are parked, retry or drop them."`
 	Health     healthCommand     `cmd:"" help:"Ask the instance on this host whether it is ready."`
 	Bench      benchCommand      `cmd:"" help:"Measure how fast a JetStream backlog reaches PostgreSQL, against what the parts can do alone."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`

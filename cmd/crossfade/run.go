@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/downlink"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/internal/config"
 	"github.com/crossfade-io/crossfade/jetstream"
@@ -70,11 +71,11 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	p.Workers, p.RegistryTTL = r.Pipeline.Workers, r.Pipeline.RegistryTTL
 	bc.StandbyWait, bc.StandbyBuffer = r.Bridge.StandbyWait, r.Bridge.StandbyBuffer
 	bc.DefaultStage, bc.FlagBeat = stage.Stage(r.Bridge.DefaultStage), r.Bridge.FlagBeat
-	bc.ShutdownTimeout, bc.Listen = r.Bridge.ShutdownTimeout, r.HTTP.Listen
 	stages := &bc.Control
 	stages.Dwell, stages.LeaseTTL, stages.Renew = r.Stages.Dwell, r.Stages.LeaseTTL, min(stages.Renew, r.Stages.LeaseTTL/5)
 	stages.BeatEvery, stages.BeatRate, stages.Missing = r.Stages.BeatEvery, r.Stages.BeatRate, r.Stages.Missing
-	if r.MQTT.Enabled || r.Mirror.Enabled {
+	bc.ShutdownTimeout, bc.Listen = r.Bridge.ShutdownTimeout, r.HTTP.Listen
+	if r.MQTT.Enabled || r.Mirror.Enabled || r.Downlink.Enabled {
 		mc, err := mqttConfig(r.MQTT)
 		if err != nil {
 			return bc, err
@@ -86,6 +87,9 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 			mirror := mc
 			mirror.ClientID, mirror.Group = r.Mirror.ClientID, r.Mirror.Group
 			bc.Mirror = &mirror
+		}
+		if r.Downlink.Enabled {
+			bc.Downlink = downlinkOptions(r.Downlink, mc)
 		}
 	}
 	if r.NATS.Enabled || r.Mirror.Enabled {
@@ -114,6 +118,13 @@ func storeConfig(d config.Database) (store.Config, error) {
 	sc := store.DefaultConfig(url.Reveal())
 	sc.MaxConns, sc.StatementTimeout, sc.LockTimeout = d.MaxConns, d.StatementTimeout, d.LockTimeout
 	return sc, nil
+}
+
+// downlinkOptions sends to the same broker, with the same login, under a name of its own.
+func downlinkOptions(d config.Downlink, broker legacy_mqtt.Config) *downlink.Options {
+	o := downlink.DefaultOptions()
+	o.MQTT, o.ClientID, o.Window, o.Missed = broker, d.ClientID, d.Window, d.Missed
+	return &o
 }
 
 func mqttConfig(m config.MQTT) (legacy_mqtt.Config, error) {

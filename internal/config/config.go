@@ -44,6 +44,7 @@ type Run struct {
 	MQTT     MQTT     `embed:"" group:"MQTT"`
 	NATS     NATS     `embed:"" group:"NATS JetStream"`
 	Mirror   Mirror   `embed:"" group:"Mirror"`
+	Downlink Downlink `embed:"" group:"Downlink"`
 	Pipeline Pipeline `embed:"" group:"Pipeline"`
 	Bridge   Bridge   `embed:"" group:"Bridge"`
 	Stages   Stages   `embed:"" group:"Stages"`
@@ -64,6 +65,9 @@ func (r *Run) AfterApply() error {
 	}
 	if r.Mirror.ClientID == "" && r.Bridge.Instance != "" {
 		r.Mirror.ClientID = "crossfade-mirror-" + r.Bridge.Instance
+	}
+	if r.Downlink.ClientID == "" && r.Bridge.Instance != "" {
+		r.Downlink.ClientID = "crossfade-downlink-" + r.Bridge.Instance
 	}
 	return nil
 }

@@ -35,13 +35,14 @@ func (r *Run) Validate(options ...ValidateOption) error {
 	r.Flags.validate(p, files)
 	r.HTTP.validate(p)
 	r.validateSources(p)
-	if r.MQTT.Enabled || r.Mirror.Enabled {
+	if r.MQTT.Enabled || r.Mirror.Enabled || r.Downlink.Enabled {
 		r.MQTT.validate(p, files)
 	}
 	if r.NATS.Enabled {
 		r.NATS.validate(p, files)
 	}
 	r.validateMirror(p)
+	r.Downlink.validate(p, r)
 	r.validateRetention(p)
 	return p.err()
 }

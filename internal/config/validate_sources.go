@@ -13,7 +13,7 @@ import (
 
 func (m *MQTT) validate(p *problems, files bool) {
 	if m.URL == "" {
-		p.add("mqtt-url", "no broker is given", "set it to mqtt://host:1883 or mqtts://host:8883, or set --no-mqtt (and no --mirror)")
+		p.add("mqtt-url", "no broker is given", "set it to mqtt://host:1883 or mqtts://host:8883, or set --no-mqtt (and neither --mirror nor --downlink)")
 	} else if u := endpoint(p, "mqtt-url", m.URL, []string{"mqtt", "mqtts"}); u != nil && u.Scheme == "mqtt" && m.TLS.Set() {
 		p.add("mqtt-url", "is mqtt://, but TLS settings are given that would have no effect", "use mqtts://, or remove the --mqtt-tls-… settings")
 	}

@@ -11,7 +11,7 @@ import (
 // that Validate found good, but does no harm to another.
 func (r *Run) Warnings() []string {
 	w := &warnings{}
-	if r.MQTT.Enabled || r.Mirror.Enabled {
+	if r.MQTT.Enabled || r.Mirror.Enabled || r.Downlink.Enabled {
 		if r.MQTT.Password != "" || r.MQTT.PasswordFile != "" {
 			w.plaintext("mqtt-url", r.MQTT.URL, "mqtt", "use mqtts://")
 		}

@@ -121,7 +121,7 @@ func (s *Store) writeEffects(ctx context.Context, tx pgx.Tx, entries []Entry) er
 		{"write devices", devices, writeDevices},
 		{"copy into crossfade_outbox", telemetry, writeOutbox}, // under the devices' locks, which keep their messages in order
 		{"update device_state", shadows, writeShadows},
-		{"update device_commands", acks, writeAcks},
+		{"update device_commands", acks, s.writeAcks},
 		{"insert into quarantine_events", quarantined, writeQuarantine},
 		{"notify telemetry_inserted", telemetry, notifyTenants},
 	} {

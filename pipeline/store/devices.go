@@ -1,10 +1,7 @@
 package store
 
 import (
-	"cmp"
 	"context"
-	"maps"
-	"slices"
 	"strings"
 	"time"
 	"unicode"
@@ -52,63 +49,6 @@ func writeShadows(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
 func shadowVersion(e *Entry) int64 {
 	v, _ := e.Msg.Fields.Version.Int()
 	return v
-}
-
-const ackCommands = `
-WITH acks AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[]) AS u(tenant_id, device_id, command_id, details)
-), queued AS (
-    SELECT c.tenant_id, c.command_id, a.details
-      FROM device_commands AS c
-      JOIN acks AS a USING (tenant_id, device_id, command_id)
-     WHERE c.status = 'queued'
-     ORDER BY c.tenant_id, c.command_id
-       FOR UPDATE OF c
-)
-UPDATE device_commands AS c
-   SET status = 'delivered', acked_at = now(), ack_details = q.details::jsonb
-  FROM queued AS q
- WHERE c.tenant_id = q.tenant_id AND c.command_id = q.command_id`
-
-// writeAcks moves queued commands to delivered. An ack of a command that is not
-// queued, or not this device's, changes nothing; of several acks the first counts.
-func writeAcks(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
-	type key struct{ tenant, device, command string }
-	acks := make(map[key]*string, len(entries))
-	for _, e := range entries {
-		command, _ := e.Msg.Fields.CommandID.Text()
-		k := key{e.Msg.Tenant, e.Msg.Device, command}
-		if _, ok := acks[k]; !ok {
-			acks[k] = ackDetails(e.Msg)
-		}
-	}
-	var tenants, devices, commands []string
-	var details []*string
-	keys := slices.SortedFunc(maps.Keys(acks), func(a, b key) int {
-		return cmp.Or(cmp.Compare(a.tenant, b.tenant), cmp.Compare(a.command, b.command), cmp.Compare(a.device, b.device))
-	})
-	for _, k := range keys {
-		tenants, devices, commands = append(tenants, k.tenant), append(devices, k.device), append(commands, k.command)
-		details = append(details, acks[k])
-	}
-	_, err := tx.Exec(ctx, ackCommands, tenants, devices, commands, details)
-	return err
-}
-
-// ackDetails is what the device said of the command: its details, or its status
-// where it sent only that.
-func ackDetails(m *pipeline.Message) *string {
-	v := m.Fields.Details
-	if v.IsNull() {
-		status, storable := m.Fields.Status.AppendStorable(nil)
-		if m.Fields.Status.IsNull() || !storable {
-			return nil
-		}
-		s := `{"status":` + string(status) + `}`
-		return &s
-	}
-	s := string(v.AppendCanonical(nil))
-	return &s
 }
 
 // findDevices reads identifiers as text: in adopted databases they may be text in

@@ -150,39 +150,3 @@ func TestShadowRace(tt *testing.T) {
 	t.wantCount(5, `SELECT count(*) FROM device_state WHERE reported_version = 80 AND reported_state = '{"n": 80}'`)
 	t.wantCount(5, `SELECT count(*) FROM device_state`)
 }
-
-// TestCommandAcks: an ack moves the device's own queued command, and nothing else.
-func TestCommandAcks(tt *testing.T) {
-	t := newStoreTest(tt)
-	ack := func(device, payload string) store.Entry {
-		return entryOf(copyOf("tenant/t1/device/"+device+"/commands/ack", payload, noon))
-	}
-	for _, c := range []struct {
-		name, status string
-		acks         []store.Entry
-		want         string // status | acked | details
-	}{
-		{"details", "queued", []store.Entry{ack("d1", `{"command_id":"c1","status":"ok","details":{"b":1.0,"a":"x"}}`)}, `delivered | true | {"a": "x", "b": 1}`},
-		{"no details, no status", "queued", []store.Entry{ack("d1", `{"command_id":"c1"}`)}, `delivered | true | -`},
-		{"status alone", "queued", []store.Entry{ack("d1", `{"command_id":"c1","status":"failed"}`)}, `delivered | true | {"status": "failed"}`},
-		{"status that jsonb can't hold", "queued", []store.Entry{ack("d1", `{"command_id":"c1","status":"\u0000"}`)}, `delivered | true | -`},
-		{"details null", "queued", []store.Entry{ack("d1", `{"command_id":"c1","details":null}`)}, `delivered | true | -`},
-		{"of several the first", "queued", []store.Entry{ack("d1", `{"command_id":"c1","details":{"n":1}}`), ack("d1", `{"command_id":"c1","details":{"n":2}}`)}, `delivered | true | {"n": 1}`},
-		{"another device's", "queued", []store.Entry{ack("d2", `{"command_id":"c1"}`)}, `queued | - | -`},
-		{"another device's, and its own", "queued", []store.Entry{ack("d2", `{"command_id":"c1","details":{"n":1}}`), ack("d1", `{"command_id":"c1","details":{"n":2}}`)}, `delivered | true | {"n": 2}`},
-		{"another tenant's", "queued", []store.Entry{entryOf(copyOf("tenant/t2/device/d1/commands/ack", `{"command_id":"c1"}`, noon))}, `queued | - | -`},
-		{"another command's", "queued", []store.Entry{ack("d1", `{"command_id":"c2"}`)}, `queued | - | -`},
-		{"delivered", "delivered", []store.Entry{ack("d1", `{"command_id":"c1","details":{}}`)}, `delivered | - | -`},
-		{"missed", "missed", []store.Entry{ack("d1", `{"command_id":"c1"}`)}, `missed | - | -`},
-		{"expired", "expired", []store.Entry{ack("d1", `{"command_id":"c1"}`)}, `expired | - | -`},
-		{"refused", "queued", []store.Entry{refuse(ack("d1", `{"command_id":"c1"}`), pipeline.CommandAckInvalid)}, `queued | - | -`},
-	} {
-		t.exec(`TRUNCATE device_commands, crossfade_ledger`)
-		t.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type, status) VALUES ('t1', 'c1', 'd1', 'reboot', $1), ('t3', 'c1', 'd1', 'x', 'queued')`, c.status)
-		t.commit(c.acks...)
-		if got := t.row("status, acked_at > now() - interval '1 minute', ack_details", "device_commands WHERE tenant_id = 't1'"); got != c.want {
-			t.Errorf("%s: %s, want %s", c.name, got, c.want)
-		}
-		t.wantCount(1, `SELECT count(*) FROM device_commands WHERE tenant_id = 't3' AND status = 'queued'`)
-	}
-}

@@ -15,6 +15,7 @@
 //	  update and insert device_sensors
 //	  update device_registry                    (location)
 //	  upsert device_state, update device_commands  (shadow reports, acks)
+//	  INSERT crossfade_downlink                 (the answers to acks)
 //	  INSERT quarantine_events, count them      (quarantined)
 //	  NOTIFY telemetry_inserted
 //	COMMIT

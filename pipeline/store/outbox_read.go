@@ -97,15 +97,16 @@ const maxRestingPassed = 256
 // the order of their IDs. It leaves out the tenants in except, whose rows cost
 // nothing, however many they are.
 func (l *Lanes) Read(ctx context.Context, perLane, maxBytes int, except []string) ([]OutboxRow, error) {
-	l.noticed = false
-	if len(l.held) == 0 {
+	l.hold.Begin()
+	held := l.hold.Held()
+	if len(held) == 0 {
 		return nil, nil
 	}
 	if except == nil {
 		except = []string{}
 	}
-	after, positions := l.places.arguments(l.held)
-	rows, err := l.conn.Query(ctx, readOutbox, l.held, after, perLane, max(maxBytes/len(l.held), 1), perLane+min(len(except), maxRestingPassed),
+	after, positions := l.places.arguments(held)
+	rows, err := l.hold.Conn().Query(ctx, readOutbox, held, after, perLane, max(maxBytes/len(held), 1), perLane+min(len(except), maxRestingPassed),
 		except, positions.lanes, positions.tenants, positions.devices)
 	if err != nil {
 		return nil, translate("read crossfade_outbox", err)

@@ -23,13 +23,17 @@ type Config struct {
 	// loser of a race for an ID waits for the winner's transaction, and a stuck one
 	// must not stall the other path for ever.
 	StatementTimeout, LockTimeout time.Duration
+	// Responses has Commit write an answer to every ack that takes effect into
+	// crossfade_downlink. Instances that send nothing themselves write answers too, for
+	// another may send them; what nobody sends is removed after an hour (bridge/downlink).
+	Responses bool
 	// Dial makes the connections in place of a net.Dialer; nil: one of those does.
 	Dial pgconn.DialFunc
 }
 
 // DefaultConfig returns the configuration for a URL.
 func DefaultConfig(url string) Config {
-	return Config{URL: url, MaxConns: 8, StatementTimeout: 30 * time.Second, LockTimeout: 10 * time.Second}
+	return Config{URL: url, MaxConns: 8, StatementTimeout: 30 * time.Second, LockTimeout: 10 * time.Second, Responses: true}
 }
 
 // Store is safe for concurrent use.
@@ -37,13 +41,14 @@ type Store struct {
 	pool *pgxpool.Pool
 	// beginQuery begins the transactions that write messages and devices; "" is BEGIN.
 	beginQuery string
+	responses  bool // Config.Responses
 }
 
 // Waiting returns the same store, on the same connections, in which Commit and
 // Provision wait no longer than d for a lock (1ms and up), and then fail with
 // ErrLocked. It need not be closed.
 func (s *Store) Waiting(d time.Duration) *Store {
-	return &Store{pool: s.pool, beginQuery: "BEGIN; SET LOCAL lock_timeout = " + millis(d)}
+	return &Store{pool: s.pool, responses: s.responses, beginQuery: "BEGIN; SET LOCAL lock_timeout = " + millis(d)}
 }
 
 func (s *Store) begin(ctx context.Context) (pgx.Tx, error) {
@@ -56,7 +61,7 @@ func Open(ctx context.Context, c Config) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Store{pool: pool}, nil
+	return &Store{pool: pool, responses: c.Responses}, nil
 }
 
 // NewPool returns a pool whose sessions have c's time-outs and the given
