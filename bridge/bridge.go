@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
+	"github.com/crossfade-io/crossfade/bridge/api"
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/bridge/downlink"
 	"github.com/crossfade-io/crossfade/bridge/parity"
@@ -66,6 +67,8 @@ type Config struct {
 	ShutdownTimeout time.Duration
 	// Listen is the address of health and metrics; empty for none.
 	Listen string
+	// API is the HTTP API for back ends and devices; nil leaves it out.
+	API *api.Config
 
 	Logger *slog.Logger
 }
@@ -135,6 +138,7 @@ type Bridge struct {
 	settings    settings
 	appSettings *appSettings
 	http        *server
+	api         *httpAPI // nil without one
 	health      *health
 	ran         atomic.Bool
 }
@@ -200,6 +204,9 @@ func (b *Bridge) wire(ctx context.Context) error {
 		return errors.Join(err, b.closeNATS(ctx))
 	}
 	if err := b.wireControl(); err != nil {
+		return errors.Join(err, b.flags.Close(ctx), b.closeNATS(ctx))
+	}
+	if err := b.makeAPI(ctx); err != nil {
 		return errors.Join(err, b.flags.Close(ctx), b.closeNATS(ctx))
 	}
 	b.wireHealth()

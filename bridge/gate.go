@@ -64,10 +64,11 @@ func (g *gate) arrivals(p pipeline.Path) uint64 { return g.arrived[p].Load() }
 
 // decide looks at nothing but the path and the tenant that the transport names. A
 // copy that names no tenant is nobody's to decide about: it is processed on
-// either path, and the ledger lets one of them count.
+// either path, and the ledger lets one of them count. A copy that has no sibling is
+// processed in every stage, or nobody would; that is always safe.
 func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 	tenant := d.Tenant()
-	if tenant == "" {
+	if tenant == "" || d.Sole {
 		return stage.Process
 	}
 	s, mayDrop := g.look(tenant)

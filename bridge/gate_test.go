@@ -151,3 +151,17 @@ func TestGateTakesSentinels(t *testing.T) {
 		}
 	}
 }
+
+// TestGateProcessesWhatHasNoSibling: in every stage, with the right to drop or without.
+func TestGateProcessesWhatHasNoSibling(t *testing.T) {
+	for _, mayDrop := range []bool{false, true} {
+		b := newGateBench(t)
+		b.mayDrop = mayDrop
+		for _, tenant := range []string{"m", "s", "l", "j"} {
+			b.deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry." + tenant, Sole: true, Receipt: settling{b, tenant}})
+		}
+		expect(t, "processed", b.processed, "jetstreamtelemetry.m", "jetstreamtelemetry.s", "jetstreamtelemetry.l", "jetstreamtelemetry.j")
+		expect(t, "held", b.held)
+		expect(t, "settled", b.settled)
+	}
+}

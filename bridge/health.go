@@ -90,6 +90,9 @@ func (b *Bridge) wireHealth() {
 	if b.outbox != nil {
 		h.checks = append(h.checks, dependency{"routes", false, b.outbox.health})
 	}
+	if b.api != nil {
+		h.checks = append(h.checks, dependency{"api", false, b.api.server.Health})
+	}
 	if b.downlink != nil {
 		h.checks = append(h.checks, dependency{"downlink", false, b.downlink.Health})
 	}

@@ -30,6 +30,9 @@ func (b *Bridge) Run(ctx context.Context) error {
 		}
 		return errors.Join(err, b.closeAll(ctx))
 	}
+	if err := b.startAPI(); err != nil {
+		return errors.Join(err, b.control.SignOff(ctx), b.closeAll(ctx))
+	}
 	work, stopWork := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopWork()
 	intake, stopIntake := context.WithCancelCause(ctx)
@@ -106,6 +109,7 @@ func (b *Bridge) stop(ctx context.Context, taking, standing, workers, mirroring,
 	defer cancel()
 	b.health.stopping.Store(true)
 	b.log.Info("stopping: intake", "in_hand", b.processor.InHand())
+	b.stopAPI(ctx)
 	taking.wait()
 	errs := []error{b.processor.Drain(ctx)}
 	standing.stop() // gives back what stands by; rescues go on to the processor
@@ -138,7 +142,7 @@ func (b *Bridge) closingTime(ctx context.Context) time.Duration {
 func (b *Bridge) closeAll(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
 	defer cancel()
-	err := errors.Join(b.flags.Close(ctx), b.closeProbe(ctx), b.closeNATS(ctx), b.http.stop(ctx))
+	err := errors.Join(b.closeAPI(ctx), b.flags.Close(ctx), b.closeProbe(ctx), b.closeNATS(ctx), b.http.stop(ctx))
 	b.store.Close()
 	return err
 }

@@ -219,7 +219,10 @@ func (s *session) onMsg(m *nats.Msg) {
 	if !s.progressed.Load() {
 		s.progressed.Store(true)
 	}
-	s.deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: m.Subject, Body: m.Data, Receipt: r})
+	s.deliver(pipeline.Delivery{
+		Path: pipeline.PathJetStream, Subject: m.Subject, Body: m.Data, Receipt: r,
+		Sole: m.Header.Get(headerOrigin) == originHTTP,
+	})
 }
 
 // onStatus follows the pull protocol: 100 is a heartbeat; 404 and 408 end a pull

@@ -186,13 +186,14 @@ func TestTenantsReachNothingElse(t *testing.T) {
 	exec(t, conn, `INSERT INTO crossfade_outbox (lane, tenant_id, device_id, route_id, message_id, body) VALUES (0, 't1', 'd1', '1', gen_random_uuid(), '{}')`)
 	exec(t, conn, `INSERT INTO crossfade_outbox_parked SELECT id, tenant_id, device_id, route_id, message_id, body, lane, created_at, now(), 'x' FROM crossfade_outbox`)
 	exec(t, conn, `INSERT INTO crossfade_seal (key) VALUES (sha256('x'))`)
+	exec(t, conn, `INSERT INTO crossfade_api_tokens (name, sha256, tenant_id, scopes) VALUES ('x', sha256('x'), 't1', '{read}')`)
 	exec(t, conn, `INSERT INTO crossfade_parity (tenant_id, minute, skew_ms_buckets) VALUES ('t1', now(), '{}')`)
 	exec(t, conn, `INSERT INTO crossfade_parity_samples (tenant_id, at, message_id, what, path, digest, other_digest, sample) VALUES ('t1', now(), gen_random_uuid(), 'mismatched', 1, 1, 2, '{}')`)
 	exec(t, conn, `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO `+careless)
 	for _, who := range []string{"crossfade_tenant", careless} {
 		asRole(t, conn, who, func() {
 			exec(t, conn, `SET app.tenant_id = 't1'`)
-			for _, table := range []string{"telemetry_default", "quarantine_events_default", "crossfade_outbox", "crossfade_outbox_parked", "crossfade_parity", "crossfade_parity_samples", "crossfade_seal"} {
+			for _, table := range []string{"telemetry_default", "quarantine_events_default", "crossfade_outbox", "crossfade_outbox_parked", "crossfade_parity", "crossfade_parity_samples", "crossfade_seal", "crossfade_api_tokens"} {
 				if who == "crossfade_tenant" {
 					refused(t, conn, `SELECT FROM `+table)
 				} else if n := query[int](t, conn, `SELECT count(*) FROM `+table); n != 0 {

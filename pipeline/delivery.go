@@ -34,6 +34,9 @@ type Delivery struct {
 	// Username is the broker's user name for the sender where the transport
 	// itself carries it (an MQTT user property); usually empty.
 	Username string
+	// Sole says that no other path brings this message: its copy must never be
+	// dropped or held for another one's sake, whatever the tenant's stage.
+	Sole bool
 	// Body belongs to whoever holds the delivery: the source neither reuses
 	// nor changes it.
 	Body []byte

@@ -60,6 +60,7 @@ type cli struct {
 	Config     configCommand     `cmd:"" help:"Look at the configuration without starting."`
 	Quarantine quarantineCommand `cmd:"" help:"Look at quarantined messages, replay or delete them."`
 	Downlink   downlinkCommand   `cmd:"" help:"Look at messages to devices that wait or are parked, retry or drop them."`
+	Token      tokenCommand      `cmd:"" help:"Make, list and revoke back ends' tokens for the HTTP API."`
 	Health     healthCommand     `cmd:"" help:"Ask the instance on this host whether it is ready."`
 	Bench      benchCommand      `cmd:"" help:"Measure how fast a JetStream backlog reaches PostgreSQL, against what the parts can do alone."`
 	Version    versionCommand    `cmd:"" help:"Print the version."`

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/api"
 	"github.com/crossfade-io/crossfade/bridge/downlink"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/internal/config"
@@ -75,6 +76,7 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	stages.Dwell, stages.LeaseTTL, stages.Renew = r.Stages.Dwell, r.Stages.LeaseTTL, min(stages.Renew, r.Stages.LeaseTTL/5)
 	stages.BeatEvery, stages.BeatRate, stages.Missing = r.Stages.BeatEvery, r.Stages.BeatRate, r.Stages.Missing
 	bc.ShutdownTimeout, bc.Listen = r.Bridge.ShutdownTimeout, r.HTTP.Listen
+	bc.API = apiConfig(r.API)
 	if r.MQTT.Enabled || r.Mirror.Enabled || r.Downlink.Enabled {
 		mc, err := mqttConfig(r.MQTT)
 		if err != nil {
@@ -118,6 +120,17 @@ func storeConfig(d config.Database) (store.Config, error) {
 	sc := store.DefaultConfig(url.Reveal())
 	sc.MaxConns, sc.StatementTimeout, sc.LockTimeout = d.MaxConns, d.StatementTimeout, d.LockTimeout
 	return sc, nil
+}
+
+// apiConfig is nil where there is to be no API.
+func apiConfig(a config.API) *api.Config {
+	if !a.Enabled() {
+		return nil
+	}
+	c := api.DefaultConfig()
+	c.Listen, c.CertFile, c.KeyFile, c.AllowPlaintext = a.Listen, a.TLSCert, a.TLSKey, a.AllowPlaintext
+	c.MaxConns, c.DeviceRate, c.TokenRate, c.Version = a.DatabaseConns, a.DeviceRate, a.TokenRate, version
+	return &c
 }
 
 // downlinkOptions sends to the same broker, with the same login, under a name of its own.

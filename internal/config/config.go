@@ -50,6 +50,7 @@ type Run struct {
 	Stages   Stages   `embed:"" group:"Stages"`
 	Flags    Flags    `embed:"" group:"Flags"`
 	HTTP     HTTP     `embed:"" group:"HTTP"`
+	API      API      `embed:"" group:"API"`
 }
 
 // AfterApply fills in the settings whose default depends on another setting or

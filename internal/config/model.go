@@ -39,7 +39,7 @@ type Setting struct {
 
 // sections are the top-level keys of the file. A flag's first word is its
 // section, so the three names of a setting can be told from one another.
-var sections = []string{"log", "database", "mqtt", "nats", "mirror", "downlink", "pipeline", "bridge", "stages", "flags", "http"}
+var sections = []string{"log", "database", "mqtt", "nats", "mirror", "downlink", "pipeline", "bridge", "stages", "flags", "http", "api"}
 
 // keyOf returns the YAML key of a flag: the section, "tls" as a section within
 // one, and the rest in snake case. A flag that is just a section's name switches

@@ -34,6 +34,7 @@ func (r *Run) Validate(options ...ValidateOption) error {
 	r.Stages.validate(p)
 	r.Flags.validate(p, files)
 	r.HTTP.validate(p)
+	r.API.validate(p, files, r.HTTP)
 	r.validateSources(p)
 	if r.MQTT.Enabled || r.Mirror.Enabled || r.Downlink.Enabled {
 		r.MQTT.validate(p, files)

@@ -98,10 +98,14 @@ func (t *TLS) validate(p *problems, prefix string, files bool) {
 		}
 	}
 	if t.Cert != "" && t.Key != "" {
-		if _, err := tls.LoadX509KeyPair(t.Cert, t.Key); err != nil {
-			// crypto/tls never puts key material into its errors.
-			p.add(prefix+"-tls-cert", "certificate and key cannot be used: "+err.Error(), "name readable PEM files that belong together")
-		}
+		keyPair(p, prefix+"-tls-cert", t.Cert, t.Key)
+	}
+}
+
+func keyPair(p *problems, flag, cert, key string) {
+	if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
+		// crypto/tls never puts key material into its errors.
+		p.add(flag, "certificate and key cannot be used: "+err.Error(), "name readable PEM files that belong together")
 	}
 }
 

@@ -22,6 +22,7 @@ func (r *Run) Warnings() []string {
 	r.Flags.warnings(w)
 	r.throughputWarnings(w)
 	r.stageWarnings(w)
+	r.apiWarnings(w)
 	if r.Mirror.Enabled && r.MQTT.Group != "" && r.Mirror.Group == "" {
 		w.add("mirror-group", "is empty while --mqtt-group is set: with several instances every one mirrors every message",
 			"set it; JetStream's duplicate window and the ledger take the extra copies meanwhile")
