@@ -36,8 +36,9 @@ bench: deps build ## throughput as a ratio to ceilings measured in the same run
 	@bin/crossfade bench $(ARGS)
 
 .PHONY: soak
-soak: deps ## random flips on three instances that are killed and restarted, then reconcile (SOAK=10m)
-	@CROSSFADE_SOAK=$(or $(SOAK),10m) go test -timeout 0 -count=1 -v -run TestSoak ./bridge
+soak: ## flips, then what goes down to devices, on three instances that are killed and restarted (SOAK=10m each)
+	@.ci/deps devices
+	@CROSSFADE_SOAK=$(or $(SOAK),10m) go test -timeout 0 -count=1 -v -run 'TestSoak|TestFleetHears' ./bridge
 
 .PHONY: model
 model: ## the stage protocol searched further than the tests do

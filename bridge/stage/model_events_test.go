@@ -48,10 +48,8 @@ func (e event) failure() bool {
 
 // model makes everything happen that can happen.
 //
-// A simulation of the real controller and gate in simulated time can take its
-// script from here: the kinds of events are what to inject, the stories of
-// TestEveryRuleIsNeeded are orders worth forcing, and world.opposed and
-// model.settled say what must never be seen.
+// The simulation of the real controller and gate (bridge/simulation_test.go) forces
+// the stories of TestEveryRuleIsNeeded too.
 type model struct {
 	rules
 	codec   codec

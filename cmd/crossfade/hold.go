@@ -163,7 +163,7 @@ type forgetCommand struct {
 
 // Help is shown by --help below the summary.
 func (forgetCommand) Help() string {
-	return `An instance that has gone leaves its MQTT session at the broker, with copies queued in it that may be the only ones of their messages. Steps that need proof wait until a sentinel has come out of it, or until the broker has let it expire. Forget an instance only if it will not come back, and its session (the client ID) is gone from the broker or has been deleted there. If neither is so, messages queued in it are lost when it does come back.
+	return `An instance that has gone leaves its MQTT session at the broker, with copies queued in it that may be the only ones of their messages. Steps that need proof wait until a sentinel has come out of it, or until the broker has let it expire. Forget an instance only if its session (the client ID) is gone from the broker, or nothing is queued in it. If it comes back with its session, what is queued there is processed after all; what the broker discards before that is lost.
 
 Exit code 3 when there is no such instance, or it runs, or the answer to the question was no.
 
