@@ -30,6 +30,13 @@ func (byToken) Device(_ context.Context, _, _, token string) error {
 }
 
 func (byToken) Bearer(context.Context, string, string, string) error { return ingest.ErrUnauthorized }
+func (byToken) Gateway(context.Context, string, string) (string, error) {
+	return "", ingest.ErrUnauthorized
+}
+func (byToken) MoreOfDevice(_, _ string, n int) (int, error) { return n, nil }
+func (byToken) MoreOfGateway(context.Context, string, int) (int, error) {
+	return 0, ingest.ErrUnauthorized
+}
 
 // httpIngest serves the ingest operations before the stack's NATS.
 func (s *stack) httpIngest() *httptest.Server {

@@ -68,15 +68,15 @@ func TestIngest(t *testing.T) {
 			t.Fatal("not everything was delivered")
 		}
 		if string(d.Body) == "foreign" {
-			if d.Sole {
-				t.Error("a message of somebody else's has no sibling")
+			if d.Sole || d.Origin == pipeline.OriginHTTP {
+				t.Error("a message of somebody else's has no sibling, or came by HTTP")
 			}
 			continue
 		}
 		subjects[d.Subject]++
 		var m pipeline.Message
 		pipeline.NewDecoder("").Decode(&m, &d)
-		if !d.Sole || m.Failed != pipeline.Accepted || m.Tenant != "t1" {
+		if !d.Sole || d.Origin != pipeline.OriginHTTP || m.Failed != pipeline.Accepted || m.Tenant != "t1" {
 			t.Fatalf("received %s, sole %t: %v %s", d.Body, d.Sole, m.Failed, m.Detail)
 		}
 		if m.Kind == pipeline.KindTelemetry {

@@ -221,8 +221,17 @@ func (s *session) onMsg(m *nats.Msg) {
 	}
 	s.deliver(pipeline.Delivery{
 		Path: pipeline.PathJetStream, Subject: m.Subject, Body: m.Data, Receipt: r,
-		Sole: m.Header.Get(headerOrigin) == originHTTP,
+		Origin: producedBy(m.Header.Get(headerOrigin)), Sole: m.Header.Get(headerOrigin) == originHTTP,
 	})
+}
+
+// producedBy tells HTTP ingest from all others, mirrors of ours among them: what those
+// wrap has an MQTT copy that must be read alike.
+func producedBy(origin string) pipeline.Origin {
+	if origin == originHTTP {
+		return pipeline.OriginHTTP
+	}
+	return pipeline.OriginProducer
 }
 
 // onStatus follows the pull protocol: 100 is a heartbeat; 404 and 408 end a pull

@@ -46,6 +46,17 @@ func jetstream(payload string) pipeline.Delivery {
 
 func quoted(payload string) pipeline.Delivery { return jetstream(strconv.Quote(payload)) }
 
+// byHTTP is a delivery of what HTTP ingest published.
+func byHTTP(d pipeline.Delivery) pipeline.Delivery {
+	d.Sole, d.Origin = true, pipeline.OriginHTTP
+	return d
+}
+
+func sole(d pipeline.Delivery) pipeline.Delivery {
+	d.Sole = true
+	return d
+}
+
 // decode reads into a Message of its own.
 func decode(tb testing.TB, d pipeline.Delivery) *pipeline.Message {
 	tb.Helper()

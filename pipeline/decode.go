@@ -245,7 +245,7 @@ func (dec *Decoder) identify(m *Message, env *envelope) {
 	case canonical.KindNull: // a producer may take it for none and put its own there
 		without = "ts"
 	case canonical.KindNumber:
-		if env.injected(m.Fields.TS) {
+		if m.Delivery.Origin != OriginHTTP && env.injected(m.Fields.TS) {
 			without = "ts"
 		} else {
 			hasTS = true

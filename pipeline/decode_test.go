@@ -65,6 +65,12 @@ func TestIdentity(t *testing.T) {
 		{"ts injected, envelope without a time", mqtt(`{"seq":1}`), overJetStream("telemetry.t1", `{"topic":"`+topic+`","payload":{"seq":1,"ts":1795435200.0}}`), false, content},
 		{"ts injected, in a string", mqtt(`{"seq":1}`), quoted(`{"seq":1,"ts":1795435200.0}`), true, content},
 
+		{"by HTTP, ts of the device close to the envelope's", mqtt(`{"ts":1795435200.004,"a":1}`), byHTTP(jetstream(`{"ts":1795435200.004,"a":1}`)), true, content},
+		{"by HTTP, two readings posted at once each", byHTTP(jetstream(`{"ts":1795435200.001,"a":1}`)), byHTTP(overJetStream("telemetry.t1", envelope(topic, `{"ts":1795435205.001,"a":1}`, noonMS+5000))), false, content},
+		{"by HTTP, posted again a second later", byHTTP(jetstream(`{"ts":1795435200.001,"seq":7}`)), byHTTP(overJetStream("telemetry.t1", envelope(topic, `{"ts":1795435200.001,"seq":7}`, noonMS+1000))), true, content},
+		{"by HTTP, ts null is none", mqtt(`{"ts":null,"seq":1}`), byHTTP(jetstream(`{"ts":null,"seq":1}`)), true, content},
+		{"sole, but by a mirror: ts injected", mqtt(`{"seq":1}`), sole(jetstream(`{"seq":1,"ts":1795435200.004}`)), true, content},
+
 		{"neither", mqtt(`{"site_id":"s1"}`), jetstream(`{"site_id":"s1"}`), true, anon},
 		{"neither, ts injected", mqtt(`{"site_id":"s1"}`), jetstream(`{"site_id":"s1","ts":1795435200.001}`), true, anon},
 		{"seq null is none", mqtt(`{"seq":null}`), jetstream(`{"seq":null}`), true, anon},

@@ -23,6 +23,19 @@ func (p Path) String() string {
 	return "unknown"
 }
 
+// Origin is who made an envelope.
+type Origin uint8
+
+// The origins that are told apart.
+const (
+	// OriginProducer: a mirror or another producer, which may have added a payload.ts
+	// to what the device sent. On the MQTT path it means nothing.
+	OriginProducer Origin = iota
+	// OriginHTTP: Crossfade's own HTTP ingest, which adds no ts: the payload's is the
+	// device's, however close it is to the envelope's.
+	OriginHTTP
+)
+
 // Delivery is one copy of a message as a source handed it over, not yet
 // acknowledged. The path decides how Body is read: by MQTT it is the device's
 // payload and Topic says who sent it; by JetStream it is an envelope (CONTRACT.md)
@@ -37,6 +50,9 @@ type Delivery struct {
 	// Sole says that no other path brings this message: its copy must never be
 	// dropped or held for another one's sake, whatever the tenant's stage.
 	Sole bool
+	// Origin says who made the envelope of a JetStream copy, as far as it matters for
+	// the message's identity. It is no synonym of Sole.
+	Origin Origin
 	// Body belongs to whoever holds the delivery: the source neither reuses
 	// nor changes it.
 	Body []byte

@@ -237,6 +237,24 @@ func TestBounds(t *testing.T) {
 	if _, ok := c.get(5000, now.Add(2*time.Second)); ok {
 		t.Error("it is believed for longer than its time")
 	}
+	large := newCache[int, int](1000, time.Second)
+	for i := range 1001 {
+		large.put(i, i, now)
+	}
+	if n := len(large.entries); n != 901 {
+		t.Errorf("%d entries, want a tenth of the room free for the next", n)
+	}
+	many := newRates[int](1)
+	many.max = 1000
+	for i := range 1001 {
+		many.allow(i, now)
+	}
+	if n := len(many.due); n != 901 {
+		t.Errorf("%d callers, want a tenth of the room free for the next", n)
+	}
+	if taken, wait := newRates[int](2).take(1, 20, now); taken != 8 || wait != 500*time.Millisecond {
+		t.Errorf("%d of 20 at once, the next after %s", taken, wait)
+	}
 	r := newRates[pipeline.DeviceKey](1)
 	r.max = 10
 	for i := range 1000 {

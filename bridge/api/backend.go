@@ -83,7 +83,7 @@ func (s *Server) registerBackend() {
 	}, s.postCommand)
 	register(s, operation{
 		id: "list-commands", method: http.MethodGet, path: path + "/commands", scopes: []string{ScopeRead, ScopeCommands},
-		summary: "List a device's commands", description: "Newest first.",
+		summary: "List a device's commands", description: "Newest first. A list has 1 MiB of parameters and details at most, and says so if it is cut.",
 	}, s.listCommands)
 	register(s, operation{
 		id: "get-command", method: http.MethodGet, path: path + "/commands/{id}", scopes: []string{ScopeRead, ScopeCommands},
@@ -256,17 +256,18 @@ type listInput struct {
 
 type listOutput struct {
 	Body struct {
-		Commands []Command `json:"commands"`
+		Commands []Command `json:"commands" nullable:"false"`
+		Cut      bool      `json:"cut,omitempty" doc:"The list ends early, since it would be larger than 1 MiB: ask with another status, or for one command by its ID."`
 	}
 }
 
 func (s *Server) listCommands(ctx context.Context, in *listInput) (*listOutput, error) {
-	list, err := s.commands(ctx, listCommands, in.Tenant, in.Device, in.Status, in.Limit)
+	list, cut, err := s.commands(ctx, listCommands, in.Tenant, in.Device, in.Status, in.Limit)
 	if err != nil {
 		return nil, shadowProblem(ctx, "list commands", err)
 	}
 	out := &listOutput{}
-	out.Body.Commands = list
+	out.Body.Commands, out.Body.Cut = list, cut
 	return out, nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"mime"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -22,7 +23,27 @@ type member struct {
 // storable returns the member as jsonb takes it.
 func (m member) storable() (string, bool) {
 	_, ok := m.value.AppendStorable(nil)
+	m.value.EachNumber(func(literal string) { ok = ok && writable(literal) })
 	return string(m.raw), ok
+}
+
+// maxExponent is the largest exponent of a number, either way: a double needs 324, and
+// PostgreSQL writes a number with all its zeros.
+const maxExponent = 400
+
+// writable reports whether PostgreSQL can write a number out without making much of
+// little: jsonb keeps 1e-16383 as it is, at 16 KB each, and there are thousands of them
+// in a body of 64 KiB.
+func writable(literal string) bool {
+	mantissa, exponent := literal, ""
+	if i := strings.IndexAny(literal, "eE"); i >= 0 {
+		mantissa, exponent = literal[:i], literal[i+1:]
+	}
+	if digits := strings.TrimLeft(exponent, "+-0"); len(digits) > 3 || len(digits) == 3 && digits > strconv.Itoa(maxExponent) {
+		return false
+	}
+	f, err := strconv.ParseFloat(literal, 64)
+	return err == nil && (f != 0 || !strings.ContainsAny(mantissa, "123456789"))
 }
 
 // wrong answers a body that is JSON and not what it should be.

@@ -6,7 +6,7 @@ import (
 )
 
 // cache remembers values for a short time, and at most max of them: at the limit
-// it forgets what is too old, and then whichever comes to hand.
+// it forgets what is too old, and then whichever comes to hand until a tenth is free.
 type cache[K comparable, V any] struct {
 	ttl     time.Duration
 	max     int
@@ -45,6 +45,8 @@ func (c *cache[K, V]) put(k K, v V, read time.Time) {
 	c.entries[k] = cached[V]{v, read.Add(c.ttl)}
 }
 
+// makeRoom looks at all there is. It frees a tenth, so that of a flood of guesses one
+// in many pays for that, and not each under the lock that the others wait for.
 func (c *cache[K, V]) makeRoom(now time.Time) {
 	for k, e := range c.entries {
 		if !now.Before(e.until) {
@@ -52,7 +54,7 @@ func (c *cache[K, V]) makeRoom(now time.Time) {
 		}
 	}
 	for k := range c.entries {
-		if len(c.entries) < c.max {
+		if len(c.entries) <= c.max-max(1, c.max/10) {
 			return
 		}
 		delete(c.entries, k)

@@ -148,54 +148,60 @@ func (s *Server) readCommand(ctx context.Context, tenant, device, id string) (*C
 	return c, err
 }
 
+// maxListed bounds the JSON values in a list, in bytes: a client that reads slowly keeps
+// an answer in memory. The first command is in it whatever its size.
+const maxListed = 1 << 20
+
+// list is the SQL for commands of a device, and how many there are without maxListed.
+func list(which, order string) string {
+	return `
+SELECT c.listed_total, ` + commandColumns + `
+  FROM device_registry AS r
+  LEFT JOIN LATERAL (SELECT l.*, count(*) OVER () AS listed_total, row_number() OVER w AS listed_place,
+                            sum(octet_length(coalesce(l.command_params::text, '')) + octet_length(coalesce(l.ack_details::text, ''))) OVER w AS listed_bytes
+                       FROM (SELECT * FROM device_commands AS c
+                              WHERE c.tenant_id = $1 AND c.device_id = $2 AND ` + which + `
+                              ORDER BY c.created_at ` + order + `, c.command_id ` + order + ` LIMIT $4) AS l
+                     WINDOW w AS (ORDER BY l.created_at ` + order + `, l.command_id ` + order + ` ROWS UNBOUNDED PRECEDING)) AS c
+    ON c.listed_place = 1 OR c.listed_bytes <= $5
+ WHERE r.tenant_id = $1 AND r.device_id = $2
+ ORDER BY c.created_at ` + order + `, c.command_id ` + order
+}
+
 // Newest first for people, oldest first for the device that is to carry them out.
 var (
-	listCommands = `
-SELECT ` + commandColumns + `
-  FROM device_registry AS r
-  LEFT JOIN LATERAL (SELECT * FROM device_commands AS c
-                      WHERE c.tenant_id = $1 AND c.device_id = $2 AND ($3 = '' OR c.status = $3)
-                      ORDER BY c.created_at DESC, c.command_id DESC LIMIT $4) AS c ON true
- WHERE r.tenant_id = $1 AND r.device_id = $2
- ORDER BY c.created_at DESC, c.command_id DESC`
-	listPending = `
-SELECT ` + commandColumns + `
-  FROM device_registry AS r
-  LEFT JOIN LATERAL (SELECT * FROM device_commands AS c
-                      WHERE c.tenant_id = $1 AND c.device_id = $2 AND c.status = $3
-                        AND (c.expires_at IS NULL OR c.expires_at > now())
-                      ORDER BY c.created_at, c.command_id LIMIT $4) AS c ON true
- WHERE r.tenant_id = $1 AND r.device_id = $2
- ORDER BY c.created_at, c.command_id`
+	listCommands = list(`($3 = '' OR c.status = $3)`, `DESC`)
+	listPending  = list(`c.status = $3 AND (c.expires_at IS NULL OR c.expires_at > now())`, `ASC`)
 )
 
-// commands runs one of the lists. It returns errNotThere for a device that is not
-// registered.
-func (s *Server) commands(ctx context.Context, list, tenant, device, status string, limit int) ([]Command, error) {
+// commands runs one of the lists. cut says that fewer are returned than limit would
+// allow, for their size. It returns errNotThere for a device that is not registered.
+func (s *Server) commands(ctx context.Context, list, tenant, device, status string, limit int) (found []Command, cut bool, err error) {
 	if !storable(tenant) || !storable(device) {
-		return nil, errNotThere
+		return nil, false, errNotThere
 	}
-	rows, err := s.pool.Query(ctx, list, tenant, device, status, limit)
+	rows, err := s.pool.Query(ctx, list, tenant, device, status, limit, maxListed)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer rows.Close()
-	known, found := false, []Command{}
+	known, total := false, (*int)(nil)
+	found = []Command{}
 	for rows.Next() {
 		known = true
-		c, err := scanCommand(rows)
+		c, err := scanCommand(rows, &total)
 		if err != nil {
-			return nil, err
+			return nil, false, err
 		}
 		if c != nil {
 			found = append(found, *c)
 		}
 	}
 	if err := rows.Err(); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if !known {
-		return nil, errNotThere
+		return nil, false, errNotThere
 	}
-	return found, nil
+	return found, total != nil && len(found) < *total, nil
 }

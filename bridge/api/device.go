@@ -116,17 +116,18 @@ type pendingInput struct {
 
 type pendingOutput struct {
 	Body struct {
-		Commands []PendingCommand `json:"commands"`
+		Commands []PendingCommand `json:"commands" nullable:"false"`
+		Cut      bool             `json:"cut,omitempty" doc:"There are more, but the list would be larger than 1 MiB: ask again when some are acknowledged."`
 	}
 }
 
 func (s *Server) devicePending(ctx context.Context, in *pendingInput) (*pendingOutput, error) {
-	list, err := s.commands(ctx, listPending, in.Tenant, in.Device, "queued", in.Limit)
+	list, cut, err := s.commands(ctx, listPending, in.Tenant, in.Device, "queued", in.Limit)
 	if err != nil {
 		return nil, shadowProblem(ctx, "list pending commands", err)
 	}
 	out := &pendingOutput{}
-	out.Body.Commands = make([]PendingCommand, len(list))
+	out.Body.Commands, out.Body.Cut = make([]PendingCommand, len(list)), cut
 	for i, c := range list {
 		out.Body.Commands[i] = PendingCommand{c.ID, c.Type, c.Params, c.ExpiresAt}
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"strconv"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -91,9 +92,12 @@ func register[I, O any](s *Server, o operation, handler func(context.Context, *I
 		op.RequestBody = &huma.RequestBody{}
 		op.MaxBodyBytes, op.BodyReadTimeout = MaxBody+1, 10*time.Second // at the limit itself huma refuses
 		op.SkipValidateBody = true                                      // readBody is stricter
-		op.Errors = append(op.Errors, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)
+		op.Errors = append(op.Errors, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge, http.StatusUnsupportedMediaType)
 	}
+	op.Responses = map[string]*huma.Response{}
 	huma.Register(s.huma, op, handler)
+	op.Responses[strconv.Itoa(http.StatusUnauthorized)].Headers = map[string]*huma.Param{
+		"WWW-Authenticate": {Description: "What is missing.", Schema: &huma.Schema{Type: huma.TypeString}}}
 	if o.body != nil {
 		op.RequestBody.Required = !o.optionalBody
 		op.RequestBody.Content["application/json"].Schema = o.body // huma took it for bytes

@@ -44,7 +44,7 @@ type Config struct {
 	MaxConns int
 	// DeviceRate and TokenRate are how many requests a second a device and a back
 	// end's token may make in the long run, with four seconds' worth at once; 0 is no
-	// limit. Each instance counts for itself.
+	// limit. Each message of a batch counts as a request. Each instance counts for itself.
 	DeviceRate, TokenRate float64
 	// MaxRequests is how many requests are worked at at the same time; what is more is
 	// turned away with 503. MaxConnections bounds open connections; what is more waits.

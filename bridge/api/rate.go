@@ -34,8 +34,15 @@ func newRates[K comparable](perSecond float64) *rates[K] {
 
 // allow counts a request, or says how long the caller has to wait for the next.
 func (r *rates[K]) allow(k K, now time.Time) (wait time.Duration, ok bool) {
-	if r.interval == 0 {
-		return 0, true
+	taken, wait := r.take(k, 1, now)
+	return wait, taken == 1
+}
+
+// take counts those of n requests that may come now. Where not all may, it says how
+// long the caller has to wait for the next.
+func (r *rates[K]) take(k K, n int, now time.Time) (taken int, wait time.Duration) {
+	if r.interval == 0 || n <= 0 {
+		return max(n, 0), 0
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -43,17 +50,24 @@ func (r *rates[K]) allow(k K, now time.Time) (wait time.Duration, ok bool) {
 	if due.Before(now) {
 		due = now
 	}
-	next := due.Add(r.interval)
-	if over := next.Sub(now) - r.burst; over > 0 {
-		return over, false
+	if left := r.burst - due.Sub(now); left >= r.interval {
+		taken = int(min(int64(n), int64(left/r.interval)))
+	}
+	due = due.Add(time.Duration(taken) * r.interval)
+	if taken < n {
+		wait = due.Add(r.interval).Sub(now) - r.burst
+	}
+	if taken == 0 {
+		return 0, wait
 	}
 	if !known && len(r.due) >= r.max {
 		r.makeRoom(now)
 	}
-	r.due[k] = next
-	return 0, true
+	r.due[k] = due
+	return taken, wait
 }
 
+// makeRoom leaves a tenth free, so that a flood of new callers does not pay for each.
 func (r *rates[K]) makeRoom(now time.Time) {
 	for k, due := range r.due {
 		if !due.After(now) {
@@ -61,7 +75,7 @@ func (r *rates[K]) makeRoom(now time.Time) {
 		}
 	}
 	for k := range r.due {
-		if len(r.due) < r.max {
+		if len(r.due) <= r.max-max(1, r.max/10) {
 			return
 		}
 		delete(r.due, k)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"mime"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -88,6 +89,17 @@ func detailOf(err error) string {
 		return m.Detail
 	}
 	return err.Error()
+}
+
+// waitOf is how many seconds the sender of a message is to wait before it comes again; 0
+// if it is not to.
+func waitOf(err error) int {
+	if h, ok := errors.AsType[huma.HeadersError](err); ok {
+		if seconds, err := strconv.Atoi(h.GetHeaders().Get("Retry-After")); err == nil {
+			return seconds
+		}
+	}
+	return 0
 }
 
 // refuse answers with a problem from outside of a handler.

@@ -7,12 +7,12 @@ import (
 	"fmt"
 	"net/http"
 	"reflect"
+	"strconv"
 
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/crossfade-io/crossfade/jetstream"
 	"github.com/crossfade-io/crossfade/pipeline"
-	"github.com/crossfade-io/crossfade/pipeline/canonical"
 )
 
 // BatchItem is one message of a batch, as the OpenAPI document describes it.
@@ -24,16 +24,10 @@ type BatchItem struct {
 	Payload map[string]any `json:"payload" doc:"As over MQTT."`
 }
 
-// item is a BatchItem as it is read.
-type item struct {
-	tenant, device, msgType, token string
-	payload                        json.RawMessage
-}
-
 // ItemResult is what became of a message.
 type ItemResult struct {
 	Index  int    `json:"index" doc:"Its place in the batch, from 0."`
-	Status int    `json:"status" doc:"As for a single message: 202 stored; 503 send it again; others: do not."`
+	Status int    `json:"status" doc:"As for a single message: 202 stored; 429 or 503 send it again; others: do not."`
 	Error  string `json:"error,omitempty"`
 }
 
@@ -41,18 +35,19 @@ type ItemResult struct {
 type BatchResult struct {
 	Accepted int          `json:"accepted"`
 	Rejected int          `json:"rejected"`
-	Results  []ItemResult `json:"results"`
+	Results  []ItemResult `json:"results" nullable:"false"`
 }
 
 type batchInput struct {
-	Authorization string `header:"Authorization"`
-	Token         string `header:"X-Provision-Token"`
-	RawBody       []byte `contentType:"application/json"`
+	Tenant  string `header:"X-Tenant-ID" doc:"The sender's tenant, where it is a device."`
+	Device  string `header:"X-Device-ID" doc:"The sender, where it is a device."`
+	Token   string `header:"X-Provision-Token" doc:"The token of a device that sends, and of the messages that name none."`
+	RawBody []byte `contentType:"application/json"`
 }
 
 type batchOutput struct {
 	Status     int
-	RetryAfter string `header:"Retry-After"`
+	RetryAfter string `header:"Retry-After" doc:"In seconds, where messages are to be sent again."`
 	Body       BatchResult
 }
 
@@ -62,43 +57,116 @@ func (s *service) registerBatch() {
 	}
 	op := huma.Operation{
 		OperationID: "ingest-batch", Method: http.MethodPost, Path: "/ingest/v1/batch",
-		Summary: "Send messages of many devices",
-		Description: fmt.Sprintf("At most %d messages. They are stored in their order, and each has a result of its own. The status is the one that all results share, and 207 where they differ. Without a bearer token each message is authenticated by its device's token.",
-			s.options.MaxBatch),
+		Summary: "Send many messages",
+		Description: fmt.Sprintf("At most %d messages of %d bytes each, of one device or, with a bearer token, of a gateway's devices. They are stored in their order, and each counts towards the sender's rate. 202: all are stored. 207: not all are; each has a result of its own. Any other status is of the request as a whole, and nothing is stored.",
+			s.options.MaxBatch, s.options.MaxBody),
 		Tags: []string{"Ingest"}, Security: security, DefaultStatus: http.StatusAccepted,
-		Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestEntityTooLarge,
+		Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
 			http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable},
 		MaxBodyBytes: int64(s.options.MaxBatchBody) + 1, BodyReadTimeout: bodyPatience,
 		SkipValidateBody: true,
 		RequestBody:      &huma.RequestBody{},
-		Middlewares: huma.Middlewares{func(ctx huma.Context, next func(huma.Context)) {
-			if !plainJSON(ctx) {
-				s.refuse(ctx, huma.Error415UnsupportedMediaType("send the body as application/json, not compressed"))
-				return
-			}
-			next(ctx)
-		}},
+		Responses:        map[string]*huma.Response{},
+		Middlewares:      huma.Middlewares{s.admitBatch},
 	}
 	huma.Register(s.api, op, s.batch)
+	documentHeaders(&op)
+	all := op.Responses["202"]
+	op.Responses["207"] = &huma.Response{Description: "Not all are stored", Headers: all.Headers, Content: all.Content}
+	schema := huma.SchemaFromType(s.api.OpenAPI().Components.Schemas, reflect.TypeFor[body]())
+	messages, least := schema.Properties["messages"], 1
+	messages.Nullable, messages.MinItems, messages.MaxItems = false, &least, &s.options.MaxBatch
 	op.RequestBody.Required = true
-	op.RequestBody.Content["application/json"].Schema = huma.SchemaFromType(s.api.OpenAPI().Components.Schemas, reflect.TypeFor[body]())
+	op.RequestBody.Content["application/json"].Schema = schema
+}
+
+// sender is who sends a batch.
+type sender struct {
+	gateway string // a gateway's bearer token
+	tenant  string // that the gateway is for; "" for all
+	device  *pipeline.DeviceKey
+}
+
+type senderKey struct{}
+
+// admitBatch looks at who sends before it reads what.
+func (s *service) admitBatch(ctx huma.Context, next func(huma.Context)) {
+	from, err := s.sender(ctx)
+	if err != nil {
+		s.refuse(ctx, err)
+		return
+	}
+	s.admitBody(huma.WithValue(ctx, senderKey{}, from), next)
+}
+
+func (s *service) sender(ctx huma.Context) (*sender, error) {
+	if secret, ok := bearer(ctx.Header("Authorization")); ok {
+		tenant, err := s.options.Authenticator.Gateway(ctx.Context(), secret, scopeIngest)
+		if err != nil {
+			return nil, s.denied(ctx.Context(), err)
+		}
+		return &sender{gateway: secret, tenant: tenant}, nil
+	}
+	key := pipeline.DeviceKey{Tenant: ctx.Header(headerTenant), Device: ctx.Header(headerDevice)}
+	if err := s.allow(ctx.Context(), key, "", ctx.Header(headerToken)); err != nil {
+		return nil, err
+	}
+	return &sender{device: &key}, nil
+}
+
+// may returns nil if the sender may send in the device's name.
+func (from *sender) may(key pipeline.DeviceKey) error {
+	switch {
+	case from.device != nil && *from.device != key:
+		return huma.Error403Forbidden("the message is not of the device that sends it; only a gateway sends for others")
+	case from.device == nil && from.tenant != "" && from.tenant != key.Tenant:
+		return huma.Error403Forbidden("the token is not for this tenant")
+	}
+	return nil
+}
+
+// count is how many of n messages the sender may send now, of which the first was
+// counted when the sender was let in; err is for the others.
+func (s *service) count(ctx context.Context, from *sender, n int) (taken int, err error) {
+	switch {
+	case n == 1:
+		return 1, nil
+	case from.device != nil:
+		taken, err = s.options.Authenticator.MoreOfDevice(from.device.Tenant, from.device.Device, n-1)
+	default:
+		taken, err = s.options.Authenticator.MoreOfGateway(ctx, from.gateway, n-1)
+	}
+	if err != nil {
+		err = s.denied(ctx, err)
+	}
+	return 1 + taken, err
 }
 
 func (s *service) batch(ctx context.Context, in *batchInput) (*batchOutput, error) {
-	items, err := readBatch(in.RawBody)
+	from, ok := ctx.Value(senderKey{}).(*sender)
+	if !ok {
+		return nil, s.denied(ctx, ErrUnauthorized)
+	}
+	items, err := readBatch(in.RawBody, s.options.MaxBatch)
 	switch {
+	case errors.Is(err, errTooMany):
+		return nil, huma.Error413RequestEntityTooLarge(fmt.Sprintf("the batch has more than %d messages", s.options.MaxBatch))
 	case err != nil:
 		return nil, huma.Error400BadRequest("the body is no batch: " + err.Error())
-	case len(items) > s.options.MaxBatch:
-		return nil, huma.Error413RequestEntityTooLarge(fmt.Sprintf("the batch has %d messages; send at most %d", len(items), s.options.MaxBatch))
+	case len(in.Token) > maxToken:
+		return nil, huma.Error422UnprocessableEntity(headerToken + " is too long")
 	}
+	taken, over := s.count(ctx, from, len(items))
 	results := make([]error, len(items))
-	var messages []jetstream.IngestMessage
-	var places []int // of the messages in the batch
-	gate := batchGate{service: s, authorization: in.Authorization, known: make(map[batchCaller]error)}
-	var doc canonical.Doc
-	for i := range items {
-		m, err := gate.open(ctx, &doc, &items[i], in.Token)
+	messages := make([]jetstream.IngestMessage, 0, len(items))
+	places := make([]int, 0, len(items)) // of the messages in the batch
+	var r itemReader
+	for i, raw := range items {
+		if i >= taken {
+			results[i] = over
+			continue
+		}
+		m, err := s.open(&r, from, raw, in.Token)
 		if results[i] = err; err == nil {
 			messages, places = append(messages, m), append(places, i)
 		}
@@ -111,66 +179,26 @@ func (s *service) batch(ctx context.Context, in *batchInput) (*batchOutput, erro
 	return sum(results), nil
 }
 
-// readBatch takes a batch apart, as far as it is one. Names are case-sensitive.
-func readBatch(raw []byte) ([]item, error) {
-	var body map[string]json.RawMessage
-	if err := json.Unmarshal(raw, &body); err != nil {
-		return nil, errors.New("it is not a JSON object")
+// open makes a message of what the sender has written; the token is the request's.
+func (s *service) open(r *itemReader, from *sender, raw json.RawMessage, token string) (m jetstream.IngestMessage, err error) {
+	if len(raw) > s.options.MaxBody {
+		return m, huma.Error413RequestEntityTooLarge(fmt.Sprintf("the message is larger than %d bytes", s.options.MaxBody))
 	}
-	var list []map[string]json.RawMessage
-	if given := body["messages"]; given == nil || json.Unmarshal(given, &list) != nil {
-		return nil, errors.New("messages is no list of objects")
+	it, err := r.read(raw)
+	if err != nil {
+		return m, err
 	}
-	if len(list) == 0 {
-		return nil, errors.New("messages is empty")
+	key := pipeline.DeviceKey{Tenant: it.tenant, Device: it.device}
+	if err := from.may(key); err != nil {
+		return m, err
 	}
-	items := make([]item, len(list))
-	for i, members := range list {
-		it := &items[i]
-		it.payload = members["payload"]
-		for name, into := range map[string]*string{"tenant_id": &it.tenant, "device_id": &it.device, "msg_type": &it.msgType, memberToken: &it.token} {
-			if given, ok := members[name]; ok && json.Unmarshal(given, into) != nil {
-				return nil, fmt.Errorf("messages[%d].%s is no text", i, name)
-			}
-		}
-	}
-	return items, nil
-}
-
-// batchGate lets the messages of a batch in. It asks once for each caller.
-type batchGate struct {
-	*service
-	authorization string
-	known         map[batchCaller]error
-}
-
-type batchCaller struct {
-	pipeline.DeviceKey
-	token string
-}
-
-// open authenticates a message and makes it; the token is the request's.
-func (g *batchGate) open(ctx context.Context, doc *canonical.Doc, it *item, token string) (jetstream.IngestMessage, error) {
 	if it.token != "" {
 		token = it.token
 	}
-	key := pipeline.DeviceKey{Tenant: it.tenant, Device: it.device}
-	caller := batchCaller{key, token}
-	if _, ok := bearer(g.authorization); ok {
-		caller = batchCaller{pipeline.DeviceKey{Tenant: it.tenant}, ""} // it is the same for all of a tenant's devices
-	}
-	err, asked := g.known[caller]
-	if !asked {
-		err = g.allow(ctx, caller.DeviceKey, g.authorization, token)
-		g.known[caller] = err
-	}
-	if err != nil {
-		return jetstream.IngestMessage{}, err
-	}
 	if len(token) > maxToken {
-		return jetstream.IngestMessage{}, wrong(memberToken, "is too long")
+		return m, wrong(memberToken, "is too long")
 	}
-	m, location, why := compose(doc, key, it.msgType, token, it.payload)
+	m, location, why := compose(&r.payload, key, it.msgType, token, it.payload)
 	if why != "" {
 		return m, wrong(location, why)
 	}
@@ -179,22 +207,22 @@ func (g *batchGate) open(ctx context.Context, doc *canonical.Doc, it *item, toke
 
 // sum makes the answer to a batch.
 func sum(results []error) *batchOutput {
-	out := &batchOutput{Status: statusOf(results[0])}
+	out := &batchOutput{Status: http.StatusAccepted}
+	wait := 0
 	for i, err := range results {
 		r := ItemResult{Index: i, Status: statusOf(err)}
 		if err == nil {
 			out.Body.Accepted++
 		} else {
+			out.Status = http.StatusMultiStatus
 			out.Body.Rejected++
 			r.Error = detailOf(err)
 		}
-		if r.Status == http.StatusServiceUnavailable || r.Status == http.StatusTooManyRequests {
-			out.RetryAfter = retryAfter
-		}
-		if r.Status != out.Status {
-			out.Status = http.StatusMultiStatus
-		}
+		wait = max(wait, waitOf(err))
 		out.Body.Results = append(out.Body.Results, r)
+	}
+	if wait > 0 {
+		out.RetryAfter = strconv.Itoa(wait)
 	}
 	return out
 }

@@ -13,6 +13,11 @@
 //
 // # Who may send
 //
+// Whoever sends is authenticated before anything of a body is read: a stranger costs a
+// look at a header, however large what he sends. Hence a batch is one device's, which
+// names itself in X-Tenant-ID and X-Device-ID, or a gateway's; a token in a message of the
+// batch lets nobody in. Every message counts towards the sender's rate.
+//
 // A device sends its provisioning token in X-Provision-Token. A gateway has a bearer
 // token with the scope ingest, and speaks for any device of the tenants that it is for.
 // That lets the message in, and no more: the pipeline demands each device's own

@@ -1,6 +1,7 @@
 package ingest
 
 import (
+	"bytes"
 	"encoding/json"
 	"testing"
 
@@ -48,16 +49,40 @@ func FuzzCompose(f *testing.F) {
 	})
 }
 
-// FuzzReadBatch never panics, and takes no batch for one that is none.
+// FuzzReadBatch never panics, takes no batch for one that is none, and reads of its
+// messages what encoding/json reads of them.
 func FuzzReadBatch(f *testing.F) {
 	f.Add([]byte(`{"messages":[{"tenant_id":"t","device_id":"d","msg_type":"m","provision_token":"x","payload":{"a":1}}]}`))
 	f.Add([]byte(`{"messages":[{"tenant_id":7}]}`))
 	f.Add([]byte(`{"messages":[null]}`))
 	f.Add([]byte(`{"Messages":[{}]}`))
+	f.Add([]byte(`{"messages":[{"payload":{},"Payload":{"a":2},"payload":[]}, {"device_id":"\ud800"}]}`))
+	f.Add([]byte(`{"messages":[{},{},{},{}]}`))
 	f.Fuzz(func(t *testing.T, raw []byte) {
-		items, err := readBatch(raw)
-		if err == nil && (len(items) == 0 || !json.Valid(raw)) {
-			t.Errorf("%d items of %q", len(items), raw)
+		items, err := readBatch(raw, 3)
+		if err != nil {
+			return
+		}
+		var body map[string][]json.RawMessage
+		if json.Unmarshal(raw, &body) != nil || len(body) != 1 || len(items) == 0 || len(items) > 3 || len(body["messages"]) != len(items) {
+			t.Fatalf("%d items of %q", len(items), raw)
+		}
+		var r itemReader
+		for _, one := range items {
+			it, err := r.read(one)
+			if err != nil {
+				continue
+			}
+			var members map[string]json.RawMessage
+			if json.Unmarshal(one, &members) != nil || !bytes.Equal(it.payload, members["payload"]) {
+				t.Errorf("%q as the payload of %q", it.payload, one)
+			}
+			for name, got := range map[string]string{"tenant_id": it.tenant, "device_id": it.device, "msg_type": it.msgType, memberToken: it.token} {
+				var want string
+				if given, ok := members[name]; ok && json.Unmarshal(given, &want) != nil || got != want {
+					t.Errorf("%s of %q is %q", name, one, got)
+				}
+			}
 		}
 	})
 }

@@ -16,14 +16,22 @@ var (
 	ErrForbidden    = errors.New("the token is not for this")
 )
 
-// Authenticator tells who may send. Its methods block for a query at most, and may be
-// called concurrently. nil means yes; an error that is a huma.StatusError is answered as
-// it is, headers included.
+// Authenticator tells who may send, and how much. Its methods block for a query at most,
+// and may be called concurrently. nil means yes; an error that is a huma.StatusError is
+// answered as it is, headers included.
 type Authenticator interface {
-	// Device is asked whether the token is the device's own and the device is active.
+	// Device is asked whether the token is the device's own and the device is active. It
+	// counts one message.
 	Device(ctx context.Context, tenant, device, token string) error
-	// Bearer is asked whether a token has a scope for a tenant.
+	// Bearer is asked whether a token has a scope for a tenant. It counts one message.
 	Bearer(ctx context.Context, token, scope, tenant string) error
+	// Gateway is Bearer for a batch whose body is not read yet. It returns the tenant that
+	// the token is for, "" for all of them.
+	Gateway(ctx context.Context, token, scope string) (tenant string, err error)
+	// MoreOfDevice and MoreOfGateway count n messages more of somebody who was let in.
+	// They return how many may come, and where these are not all, why not.
+	MoreOfDevice(tenant, device string, n int) (int, error)
+	MoreOfGateway(ctx context.Context, token string, n int) (int, error)
 }
 
 // Publisher puts messages on JetStream: a [jetstream.Ingest]. One error for each message,

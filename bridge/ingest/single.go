@@ -15,7 +15,11 @@ import (
 // scopeIngest is what a bearer token needs.
 const scopeIngest = "ingest"
 
-const headerToken = "X-Provision-Token"
+const (
+	headerToken  = "X-Provision-Token"
+	headerTenant = "X-Tenant-ID"
+	headerDevice = "X-Device-ID"
+)
 
 // bodyPatience is how long a client may take to send a body.
 const bodyPatience = 10 * time.Second
@@ -55,16 +59,26 @@ func (s *service) registerSingle() {
 		Summary:     "Send a message in a device's name",
 		Description: "The body is the payload, as over MQTT. 202: it is stored and will be checked; what fails the checks is in quarantine. 503: send it again. A bearer token needs the scope `ingest`; the pipeline demands the device's token besides.",
 		Tags:        []string{"Ingest"}, Security: security, DefaultStatus: http.StatusAccepted,
-		Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestEntityTooLarge,
-			http.StatusUnsupportedMediaType, http.StatusTooManyRequests, http.StatusServiceUnavailable},
+		Errors: []int{http.StatusBadRequest, http.StatusUnauthorized, http.StatusForbidden, http.StatusRequestTimeout, http.StatusRequestEntityTooLarge,
+			http.StatusUnsupportedMediaType, http.StatusUnprocessableEntity, http.StatusTooManyRequests, http.StatusServiceUnavailable},
 		MaxBodyBytes: int64(s.options.MaxBody) + 1, BodyReadTimeout: bodyPatience, // at the limit itself huma refuses
 		SkipValidateBody: true,
 		RequestBody:      &huma.RequestBody{},
+		Responses:        map[string]*huma.Response{},
 		Middlewares:      huma.Middlewares{s.admitSingle},
 	}
 	huma.Register(s.api, op, s.single)
+	documentHeaders(&op)
 	op.RequestBody.Required = true
 	op.RequestBody.Content["application/json"].Schema = &huma.Schema{Type: huma.TypeObject, AdditionalProperties: true}
+}
+
+// documentHeaders adds the headers of refusals to the document.
+func documentHeaders(op *huma.Operation) {
+	op.Responses["401"].Headers = map[string]*huma.Param{"WWW-Authenticate": {Description: "What is missing.", Schema: &huma.Schema{Type: huma.TypeString}}}
+	for _, status := range []string{"429", "503"} {
+		op.Responses[status].Headers = map[string]*huma.Param{"Retry-After": {Description: "In seconds.", Schema: &huma.Schema{Type: huma.TypeInteger}}}
+	}
 }
 
 // admitSingle looks at who sends before it reads what.
@@ -74,6 +88,11 @@ func (s *service) admitSingle(ctx huma.Context, next func(huma.Context)) {
 		s.refuse(ctx, err)
 		return
 	}
+	s.admitBody(ctx, next)
+}
+
+// admitBody refuses bodies that cannot be read as JSON.
+func (s *service) admitBody(ctx huma.Context, next func(huma.Context)) {
 	if !plainJSON(ctx) {
 		s.refuse(ctx, huma.Error415UnsupportedMediaType("send the body as application/json, not compressed"))
 		return

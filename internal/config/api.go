@@ -14,7 +14,7 @@ type API struct {
 	TLSKey         string  `name:"api-tls-key" env:"CROSSFADE_API_TLS_KEY" type:"filename" placeholder:"FILE" help:"PEM file of that certificate's private key."`
 	AllowPlaintext bool    `name:"api-allow-plaintext" env:"CROSSFADE_API_ALLOW_PLAINTEXT" default:"false" negatable:"" help:"Let --api-listen be other than loopback without a certificate: for a proxy that encrypts, on a network that nobody else can listen to. Every request carries a token."`
 	DatabaseConns  int     `name:"api-database-conns" env:"CROSSFADE_API_DATABASE_CONNS" default:"4" range:"2..100" help:"Most connections to PostgreSQL for the API, besides those of --database-max-conns: a flood of requests takes none from ingest."`
-	DeviceRate     float64 `name:"api-device-rate" env:"CROSSFADE_API_DEVICE_RATE" default:"10" range:"0..1000000" help:"Requests a second that a device may make of this instance in the long run, with four seconds' worth at once; what is above is answered 429. 0: no limit."`
+	DeviceRate     float64 `name:"api-device-rate" env:"CROSSFADE_API_DEVICE_RATE" default:"10" range:"0..1000000" help:"Requests a second that a device may make of this instance in the long run, with four seconds' worth at once; what is above is answered 429. Each message of a batch counts. 0: no limit."`
 	TokenRate      float64 `name:"api-token-rate" env:"CROSSFADE_API_TOKEN_RATE" default:"100" range:"0..1000000" help:"The same for each back end's token."`
 }
 

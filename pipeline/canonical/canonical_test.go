@@ -116,6 +116,23 @@ func TestValues(t *testing.T) {
 	}
 }
 
+func TestEachNumber(t *testing.T) {
+	var d canonical.Doc
+	if err := d.Parse([]byte(`{"a":[1e-16383,{"b":-0.50,"2":"3"}],"c":4,"c":5}`)); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		v    canonical.Value
+		want string
+	}{{d.Root(), "1e-16383 -0.50 4 5"}, {d.Root().Get("a"), "1e-16383 -0.50"}, {d.Root().Get("c"), "5"}, {canonical.Value{}, ""}} {
+		var got []string
+		c.v.EachNumber(func(literal string) { got = append(got, literal) })
+		if strings.Join(got, " ") != c.want {
+			t.Errorf("%v, want %s", got, c.want)
+		}
+	}
+}
+
 // FuzzAgreesWithJCS holds our parser and writer against a second implementation
 // of RFC 8785, and our idea of validity against encoding/json's.
 func FuzzAgreesWithJCS(f *testing.F) {

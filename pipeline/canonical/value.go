@@ -171,6 +171,19 @@ func (v Value) Int() (int64, bool) {
 	return int64(f), true
 }
 
+// EachNumber visits the numbers in the value, itself included, as they are written.
+// The texts share memory with the document.
+func (v Value) EachNumber(visit func(literal string)) {
+	if v.d == nil {
+		return
+	}
+	for i := v.i; i < v.d.nodes[v.i].next; i++ {
+		if v.d.nodes[i].kind == KindNumber {
+			visit(Value{v.d, i}.literal())
+		}
+	}
+}
+
 func (v Value) literal() string {
 	nd := &v.d.nodes[v.i]
 	return unsafe.String(&v.d.src[nd.start], int(nd.end-nd.start))
