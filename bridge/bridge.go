@@ -286,6 +286,7 @@ func (b *Bridge) makeSources() error {
 		var err error
 		o := jetstream.DefaultMirrorConfig()
 		o.Sentinel = b.sentinels.mirrored
+		o.Awaited = func() (uint64, time.Time) { return b.control.Awaited() } // it is made later
 		if b.mirror, err = jetstream.NewMirror(b.nats, o, b.log.With("part", "mirror")); err != nil {
 			return err
 		}

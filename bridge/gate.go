@@ -64,8 +64,8 @@ func (g *gate) arrivals(p pipeline.Path) uint64 { return g.arrived[p].Load() }
 
 // decide looks at nothing but the path and the tenant that the transport names. A
 // copy that names no tenant is nobody's to decide about: it is processed on
-// either path, and the ledger lets one of them count. A copy that has no sibling is
-// processed in every stage, or nobody would; that is always safe.
+// either path, and the ledger lets one of them count. A copy that has no sibling, or may
+// have none any more, is processed in every stage, or nobody would; that is always safe.
 func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 	tenant := d.Tenant()
 	if tenant == "" || d.Sole {

@@ -33,6 +33,8 @@ type sentinels struct {
 	saw func(context.Context, []control.Sighting) error
 	// genuine tells a leader's nonces from those that others make up.
 	genuine func(tenant, nonce string) bool
+	// brought is told of each genuine sentinel that our mirror has put into a stream.
+	brought func(nonce string)
 	log     *slog.Logger
 
 	astray atomic.Bool // it was logged that some came out of the wrong stream
@@ -60,7 +62,7 @@ const (
 func newSentinels(reg prometheus.Registerer, log *slog.Logger) *sentinels {
 	s := &sentinels{
 		saw:     func(context.Context, []control.Sighting) error { return nil },
-		genuine: func(string, string) bool { return false }, log: log,
+		genuine: func(string, string) bool { return false }, brought: func(string) {}, log: log,
 		quota: newQuota(),
 		marks: batchqueue.New[marked](),
 		seen:  batchqueue.New[sighting](),

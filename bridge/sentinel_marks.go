@@ -58,6 +58,7 @@ func (s *sentinels) mirrored(what pipeline.Sentinel, m jetstream.Mark) {
 	if !s.genuine(what.Tenant, what.Nonce) {
 		return // it is counted where it comes out
 	}
+	s.brought(what.Nonce)
 	s.await(marked{mark: m, sentinel: what, mirrored: true})
 }
 

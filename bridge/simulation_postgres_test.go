@@ -64,7 +64,9 @@ func simCopy(t *testing.T, url string) string {
 	simExec(t, url, fmt.Sprintf(`CREATE DATABASE %s TEMPLATE %s`, name, c.Database))
 	t.Cleanup(func() { simExec(t, url, fmt.Sprintf(`DROP DATABASE %s WITH (FORCE)`, name)) })
 	simExec(t, url, fmt.Sprintf(`ALTER DATABASE %s SET search_path = sim, pg_catalog, public`, name))
-	return strings.Replace(url, "/"+c.Database, "/"+name, 1)
+	copied := strings.Replace(url, "/"+c.Database, "/"+name, 1)
+	simExec(t, copied, `UPDATE crossfade_epoch SET timeline = crossfade_timeline()`) // or a copy begins everything anew
+	return copied
 }
 
 var copies atomic.Int64

@@ -72,7 +72,7 @@ func (b *Bridge) wireControl() (err error) {
 		return err
 	}
 	b.gate.look, b.gate.spans = b.control.Look, b.control.Spans
-	b.sentinels.saw, b.sentinels.genuine = b.control.Saw, b.control.Genuine
+	b.sentinels.saw, b.sentinels.genuine, b.sentinels.brought = b.control.Saw, b.control.Genuine, b.control.Mirrored
 	b.lag = newLag(b, b.registry)
 	return nil
 }

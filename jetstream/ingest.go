@@ -12,13 +12,6 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-// A message with this header has come by HTTP and has no copy on the MQTT path. It is
-// processed in every stage, so a stranger who sets it can have nothing dropped.
-const (
-	headerOrigin = "Crossfade-Origin"
-	originHTTP   = "http"
-)
-
 // maxIngesting is how many messages an Ingest has under way.
 const maxIngesting = 4000
 

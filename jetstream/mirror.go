@@ -30,6 +30,12 @@ type MirrorConfig struct {
 	// Sentinel, if set, is told of every sentinel that was stored, and where. It must
 	// not block.
 	Sentinel func(pipeline.Sentinel, Mark)
+	// Awaited, if set, tells whether steps between stages wait for what this mirror's
+	// MQTT session brings: by which proof (0: none, so they may not), and until when by
+	// this machine's clock. What came in under another proof than it is published under,
+	// or is stored later, says in its header that no copy of it may be dropped. It is
+	// asked twice for each message and must not block. nil: nothing is said.
+	Awaited func() (proof uint64, until time.Time)
 }
 
 // DefaultMirrorConfig returns 4,000 in flight, confirmed within 10 s, retried
@@ -68,7 +74,7 @@ type Mirror struct {
 	log  *slog.Logger
 
 	mu     sync.Mutex
-	queue  []pipeline.Delivery
+	queue  []item
 	ended  bool
 	wake   chan struct{} // capacity 1
 	warned warnedTenants
@@ -144,13 +150,17 @@ func (passed) Release() error { return nil }
 
 func (m *Mirror) enqueue(d pipeline.Delivery) {
 	m.received.Add(1)
+	var proof uint64
+	if m.cfg.Awaited != nil {
+		proof, _ = m.cfg.Awaited()
+	}
 	m.mu.Lock()
 	if m.ended {
 		m.mu.Unlock()
 		m.release(d)
 		return
 	}
-	m.queue = append(m.queue, d)
+	m.queue = append(m.queue, item{delivery: d, proof: proof})
 	first := len(m.queue) == 1
 	m.waiting.Add(1)
 	m.mu.Unlock()
@@ -178,6 +188,7 @@ func (m *Mirror) Stats() MirrorStats {
 // item is one message on its way.
 type item struct {
 	delivery pipeline.Delivery
+	proof    uint64    // by which the session was awaited when it arrived; 0: by none
 	msg      *nats.Msg // nil until the envelope is built
 	future   natsjs.PubAckFuture
 	attempt  int

@@ -17,6 +17,7 @@ type mirrorRun struct {
 	inFlight []*item // in the order of publishing, which confirmations mostly keep
 	retry    []*item // failed, each with a due time
 	warned   time.Time
+	origin   awaitedOrigin
 }
 
 // publishDue publishes what is due, as far as the bound and the connection let it.
@@ -54,11 +55,9 @@ func (w *mirrorRun) take() bool {
 	queue := w.m.queue
 	w.m.queue = nil
 	w.m.mu.Unlock()
-	items := make([]item, len(queue))
 	w.incoming = make([]*item, len(queue))
-	for i, d := range queue {
-		items[i].delivery = d
-		w.incoming[i] = &items[i]
+	for i := range queue {
+		w.incoming[i] = &queue[i]
 	}
 	return len(queue) > 0
 }
@@ -69,6 +68,9 @@ func (w *mirrorRun) publish(it *item, retry *[]*item) {
 	if it.msg == nil && !w.prepare(it) {
 		m.waiting.Add(-1)
 		return
+	}
+	if m.cfg.Awaited != nil {
+		it.msg.Header = w.origin.header(it.proof, m.cfg.Awaited)
 	}
 	future, err := m.js.PublishMsgAsync(it.msg)
 	if err != nil {
@@ -207,8 +209,8 @@ func (w *mirrorRun) finish(ctx context.Context) {
 			give(it.delivery)
 		}
 	}
-	for _, d := range left {
-		give(d)
+	for _, it := range left {
+		give(it.delivery)
 	}
 	w.inFlight, w.retry, w.incoming = nil, nil, nil
 	m.inFlight.Store(0)

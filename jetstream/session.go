@@ -219,19 +219,11 @@ func (s *session) onMsg(m *nats.Msg) {
 	if !s.progressed.Load() {
 		s.progressed.Store(true)
 	}
+	origin := m.Header.Get(headerOrigin)
 	s.deliver(pipeline.Delivery{
 		Path: pipeline.PathJetStream, Subject: m.Subject, Body: m.Data, Receipt: r,
-		Origin: producedBy(m.Header.Get(headerOrigin)), Sole: m.Header.Get(headerOrigin) == originHTTP,
+		Origin: producedBy(origin), Sole: sole(origin, r.Occurred),
 	})
-}
-
-// producedBy tells HTTP ingest from all others, mirrors of ours among them: what those
-// wrap has an MQTT copy that must be read alike.
-func producedBy(origin string) pipeline.Origin {
-	if origin == originHTTP {
-		return pipeline.OriginHTTP
-	}
-	return pipeline.OriginProducer
 }
 
 // onStatus follows the pull protocol: 100 is a heartbeat; 404 and 408 end a pull

@@ -2,28 +2,32 @@
 -- last commits (a replica that lagged has taken over, a backup was brought back), and
 -- two guards for those who change rows by hand.
 --
--- Locks: ACCESS EXCLUSIVE on crossfade_epoch, SHARE ROW EXCLUSIVE on crossfade_stages
--- and crossfade_instances, for an instant each but held until the end of this file.
+-- Locks: ACCESS EXCLUSIVE on crossfade_epoch, crossfade_stages, crossfade_sentinels and
+-- crossfade_instances, for an instant each but held until the end of this file; columns
+-- are added without rewriting a table.
 -- Instances of an older release that run meanwhile wait for that instant. Once an
 -- instance of this release leads, steps that need confirmation wait until those of an
 -- older one are gone, since they confirm no era.
 
 -- +goose Up
 
--- The history that this server has: it is another one after a failover and in a
--- restored backup, and the same after a restart. Where a managed service does not tell
--- its timeline every restart counts as another history, which costs proofs anew.
--- Locks: none.
+-- The history that this server has: it is another one after a failover, in another
+-- database and in tables that a backup has made anew, and the same after a restart. Where
+-- a managed service does not tell its timeline every restart counts as another history,
+-- which costs proofs anew. Locks: none.
 -- +goose StatementBegin
 CREATE FUNCTION crossfade_timeline() RETURNS text LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+  tables text := (SELECT oid FROM pg_database WHERE datname = current_database())
+      || '.' || to_regclass('crossfade_epoch')::oid || '.' || to_regclass('crossfade_stages')::oid || '.' || to_regclass('crossfade_sentinels')::oid;
 BEGIN
   IF pg_is_in_recovery() THEN
     RETURN 'in recovery';
   END IF;
-  RETURN (SELECT system_identifier FROM pg_control_system()) || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8);
+  RETURN (SELECT system_identifier FROM pg_control_system()) || '/' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8) || '/' || tables;
 EXCEPTION
   WHEN insufficient_privilege OR feature_not_supported OR undefined_function THEN
-    RETURN 'server started at ' || extract(epoch FROM pg_postmaster_start_time());
+    RETURN 'server started at ' || extract(epoch FROM pg_postmaster_start_time()) || '/' || tables;
 END
 $$;
 -- +goose StatementEnd
@@ -36,12 +40,55 @@ $$;
 -- somebody still goes by: nothing is dropped until the next era. An instance that
 -- finds out otherwise that commits are lost writes so here.
 -- settles_at: when leases that were given before are over, whoever has them.
+-- written: the transaction that wrote the row, which PostgreSQL itself has in xmin. In a
+-- row that a backup has brought back the two differ, and nothing is dropped until the
+-- next era. So they do after a change within a savepoint, or where a migration rewrites
+-- this table: none may without writing this column.
+-- anew: the era that began everything anew last. Stages and evidence count that say so.
 ALTER TABLE crossfade_epoch
   ADD COLUMN era        text        NOT NULL DEFAULT '',
   ADD COLUMN continues  bigint,
   ADD COLUMN timeline   text        NOT NULL DEFAULT '',
-  ADD COLUMN settles_at timestamptz NOT NULL DEFAULT '-infinity';
-UPDATE crossfade_epoch SET era = gen_random_uuid()::text, continues = epoch, timeline = crossfade_timeline();
+  ADD COLUMN settles_at timestamptz NOT NULL DEFAULT '-infinity',
+  ADD COLUMN written    xid8        NOT NULL DEFAULT '0',
+  ADD COLUMN anew       text        NOT NULL DEFAULT '';
+UPDATE crossfade_epoch
+   SET era = gen_random_uuid()::text, continues = epoch, timeline = crossfade_timeline(), written = pg_current_xact_id();
+
+-- Only updates: what inserts the row is a backup that is brought back. A row that was
+-- brought back stays one, whoever writes to it, until an era begins.
+-- +goose StatementBegin
+CREATE FUNCTION crossfade_epoch_written() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  IF NEW.era <> OLD.era OR OLD.written::xid = OLD.xmin THEN
+    NEW.written := pg_current_xact_id();
+  ELSE
+    NEW.written := OLD.written;
+  END IF;
+  RETURN NEW;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER crossfade_epoch_written BEFORE UPDATE ON crossfade_epoch
+  FOR EACH ROW EXECUTE FUNCTION crossfade_epoch_written();
+
+-- Who empties the table of stages, and be it to fill it from a backup, changes history.
+-- +goose StatementBegin
+CREATE FUNCTION crossfade_stages_emptied() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+  UPDATE crossfade_epoch SET timeline = 'crossfade_stages was emptied';
+  RETURN NULL;
+END
+$$;
+-- +goose StatementEnd
+CREATE TRIGGER crossfade_stages_emptied BEFORE TRUNCATE ON crossfade_stages
+  FOR EACH STATEMENT EXECUTE FUNCTION crossfade_stages_emptied();
+
+-- The value of anew when it was written. A tenant with another one counts as being in the
+-- inner stage beside its stage, unconfirmed, until the leader has written so: it need not
+-- wait for who keeps the row locked. A sentinel with another one is no evidence.
+ALTER TABLE crossfade_stages ADD COLUMN counts_in text NOT NULL DEFAULT '';
+ALTER TABLE crossfade_sentinels ADD COLUMN counts_in text NOT NULL DEFAULT '';
 
 -- The era of confirmed_revision.
 ALTER TABLE crossfade_instances ADD COLUMN confirmed_era text NOT NULL DEFAULT '';
@@ -92,6 +139,12 @@ DROP FUNCTION crossfade_instances_keep_live();
 DROP TRIGGER crossfade_stages_begin_inside ON crossfade_stages;
 DROP FUNCTION crossfade_stages_begin_inside();
 ALTER TABLE crossfade_instances DROP COLUMN confirmed_era;
+ALTER TABLE crossfade_sentinels DROP COLUMN counts_in;
+ALTER TABLE crossfade_stages DROP COLUMN counts_in;
+DROP TRIGGER crossfade_stages_emptied ON crossfade_stages;
+DROP FUNCTION crossfade_stages_emptied();
+DROP TRIGGER crossfade_epoch_written ON crossfade_epoch;
+DROP FUNCTION crossfade_epoch_written();
 ALTER TABLE crossfade_epoch
-  DROP COLUMN era, DROP COLUMN continues, DROP COLUMN timeline, DROP COLUMN settles_at;
+  DROP COLUMN era, DROP COLUMN continues, DROP COLUMN timeline, DROP COLUMN settles_at, DROP COLUMN written, DROP COLUMN anew;
 DROP FUNCTION crossfade_timeline();

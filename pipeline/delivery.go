@@ -47,8 +47,9 @@ type Delivery struct {
 	// Username is the broker's user name for the sender where the transport
 	// itself carries it (an MQTT user property); usually empty.
 	Username string
-	// Sole says that no other path brings this message: its copy must never be
-	// dropped or held for another one's sake, whatever the tenant's stage.
+	// Sole says that no other path brings this message, or that its other copy may have
+	// been dropped long ago: this one must never be dropped or held for another one's
+	// sake, whatever the tenant's stage.
 	Sole bool
 	// Origin says who made the envelope of a JetStream copy, as far as it matters for
 	// the message's identity. It is no synonym of Sole.

@@ -104,3 +104,24 @@ func TestSessionIsKeptForLonger(t *testing.T) {
 		}
 	}
 }
+
+// TestSessionAfterALongOutage: sentinels that brokers have let expire take no room from
+// those that can still come.
+func TestSessionAfterALongOutage(t *testing.T) {
+	a, seal, now := newAnew(), &Seal{key: make([]byte, 32)}, time.Now()
+	for range mostAnew {
+		if a.nonce(1, seal, now) == "" {
+			t.Fatal("there is no room")
+		}
+	}
+	if a.nonce(1, seal, now.Add(proofExpiry)) != "" {
+		t.Error("there is no bound")
+	}
+	late := a.nonce(1, seal, now.Add(proofExpiry+time.Second))
+	if late == "" || len(a.nonces) != 1 {
+		t.Fatalf("an hour later: %q, of %d", late, len(a.nonces))
+	}
+	if a.take([]Sighting{{Nonce: late, Path: pipeline.PathMQTT}}); !a.holds(1) {
+		t.Error("it has come and proves nothing")
+	}
+}

@@ -75,16 +75,27 @@ func (b *beats) due(t *term, now time.Time) []letter {
 	return letters
 }
 
-// measure writes down how long sentinels took, and which have not come.
+// measure writes down how long sentinels took, and which have not come. Rows that
+// somebody has locked are left as they are, for the next time.
 func (t *term) measure(ctx context.Context) error {
 	_, err := t.conn.Exec(ctx, `
-INSERT INTO crossfade_path_latency AS l (tenant_id, path, seconds, seen_at)
-SELECT DISTINCT ON (n.tenant_id, g.path) n.tenant_id, g.path, greatest(extract(epoch FROM g.at - n.created_at), 0), g.at
-  FROM crossfade_sentinels AS n
-  JOIN (SELECT nonce, path, max(seen_at) AS at FROM crossfade_sightings GROUP BY nonce, path) AS g ON g.nonce = n.nonce
- ORDER BY n.tenant_id, g.path, n.created_at DESC
-    ON CONFLICT (tenant_id, path) DO UPDATE SET seconds = EXCLUDED.seconds, seen_at = EXCLUDED.seen_at, missing_since = NULL
- WHERE l.seen_at IS DISTINCT FROM EXCLUDED.seen_at`)
+WITH came AS (
+    SELECT DISTINCT ON (n.tenant_id, g.path) n.tenant_id, g.path, greatest(extract(epoch FROM g.at - n.created_at), 0)::float8 AS seconds, g.at AS seen_at
+      FROM crossfade_sentinels AS n
+      JOIN (SELECT nonce, path, max(seen_at) AS at FROM crossfade_sightings GROUP BY nonce, path) AS g ON g.nonce = n.nonce
+     ORDER BY n.tenant_id, g.path, n.created_at DESC
+), mine AS (
+    SELECT c.* FROM crossfade_path_latency AS l JOIN came AS c ON c.tenant_id = l.tenant_id AND c.path = l.path
+     WHERE l.seen_at IS DISTINCT FROM c.seen_at
+       FOR NO KEY UPDATE OF l SKIP LOCKED
+), noted AS (
+    UPDATE crossfade_path_latency AS l SET seconds = m.seconds, seen_at = m.seen_at, missing_since = NULL
+      FROM mine AS m WHERE l.tenant_id = m.tenant_id AND l.path = m.path
+)
+INSERT INTO crossfade_path_latency (tenant_id, path, seconds, seen_at)
+SELECT c.tenant_id, c.path, c.seconds, c.seen_at FROM came AS c
+ WHERE NOT EXISTS (SELECT FROM crossfade_path_latency AS l WHERE l.tenant_id = c.tenant_id AND l.path = c.path)
+    ON CONFLICT DO NOTHING`)
 	if err != nil {
 		return fmt.Errorf("note the latency of paths: %w", err)
 	}
@@ -98,10 +109,18 @@ WITH late AS (
        AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce AND g.path = p.path)
        AND NOT EXISTS (SELECT FROM crossfade_path_latency AS l WHERE l.tenant_id = n.tenant_id AND l.path = p.path AND l.seen_at >= n.created_at)
      GROUP BY n.tenant_id, p.path
+), mine AS (
+    SELECT late.* FROM crossfade_path_latency AS l JOIN late ON late.tenant_id = l.tenant_id AND late.path = l.path
+     WHERE l.missing_since IS NULL
+       FOR NO KEY UPDATE OF l SKIP LOCKED
 ), noted AS (
-    INSERT INTO crossfade_path_latency AS l (tenant_id, path, missing_since)
-    SELECT tenant_id, path, since FROM late
-        ON CONFLICT (tenant_id, path) DO UPDATE SET missing_since = EXCLUDED.missing_since WHERE l.missing_since IS NULL
+    UPDATE crossfade_path_latency AS l SET missing_since = m.since
+      FROM mine AS m WHERE l.tenant_id = m.tenant_id AND l.path = m.path
+), added AS (
+    INSERT INTO crossfade_path_latency (tenant_id, path, missing_since)
+    SELECT late.tenant_id, late.path, late.since FROM late
+     WHERE NOT EXISTS (SELECT FROM crossfade_path_latency AS l WHERE l.tenant_id = late.tenant_id AND l.path = late.path)
+        ON CONFLICT DO NOTHING
 )
 SELECT count(*) FILTER (WHERE path = 1), count(*) FILTER (WHERE path = 2) FROM late`, t.c.o.Missing.Seconds()).
 		Scan(&missing[pipeline.PathMQTT], &missing[pipeline.PathJetStream])

@@ -40,6 +40,12 @@ type peer struct {
 	token     time.Time // changes with each renewal
 }
 
+// readAll reads everything again.
+func (t *term) readAll(ctx context.Context) error {
+	t.book.readAt = time.Time{}
+	return t.readBook(ctx)
+}
+
 // readBook reads what a round begins with, in one round trip.
 func (t *term) readBook(ctx context.Context) error {
 	b := &t.book
@@ -56,7 +62,7 @@ SELECT i.instance_id, i.run, i.state, i.confirmed_revision, i.confirmed_era, coa
        i.other IS NOT NULL, coalesce(i.session_until > now(), i.run = '' AND i.seen_at > now() - interval '1 day'),
        coalesce(i.mirror_until > now(), false), i.prober, i.seen_at
   FROM crossfade_instances AS i`)
-	batch.Queue(`SELECT e.epoch, (SELECT count(*) FROM crossfade_stages), e.era, e.timeline = crossfade_timeline(), e.settles_at > now() FROM crossfade_epoch AS e`)
+	batch.Queue(`SELECT e.epoch, (SELECT count(*) FROM crossfade_stages), e.era, ` + sameHistory + `, e.settles_at > now() FROM crossfade_epoch AS e`)
 	batch.Queue(`SELECT `+factColumns+` FROM crossfade_stages AS s WHERE s.epoch > $1`, since)
 	results := t.conn.SendBatch(ctx, &batch)
 	err := b.take(results, full)
@@ -186,7 +192,7 @@ SELECT n.tenant_id, n.revision, n.nonce, n.attempt, extract(epoch FROM now() - c
        coalesce(array_agg(DISTINCT g.kind) FILTER (WHERE g.path = $2), '{}'),
        coalesce(array_agg(DISTINCT g.instance_id) FILTER (WHERE g.path = $2 AND g.kind = '`+KindMirror+`'), '{}')
   FROM crossfade_sentinels AS n LEFT JOIN crossfade_sightings AS g ON g.nonce = n.nonce
- WHERE n.purpose = 'proof'
+ WHERE n.purpose = 'proof' AND n.counts_in = (SELECT anew FROM crossfade_epoch)
  GROUP BY n.nonce
  ORDER BY n.created_at DESC`, int16(pipeline.PathMQTT), int16(pipeline.PathJetStream))
 	if err != nil {

@@ -82,7 +82,7 @@ func New(o Options) (*Control, error) {
 	}
 	c.view.Store(&view{stages: map[string]position{}})
 	c.lease.Store(&lease{})
-	o.Registry.MustRegister(c.unanswered, c.leader, c.moves, c.beatMissing, c.anew.shown)
+	o.Registry.MustRegister(c.unanswered, c.leader, c.moves, c.beatMissing, c.anew.shown, c.anew.mirrored)
 	return c, nil
 }
 
@@ -152,7 +152,7 @@ func (c *Control) Run(ctx context.Context) {
 	parts.Go(func() { c.followFacts(ctx) })
 	parts.Go(func() { c.announceNew(ctx) })
 	parts.Go(func() { c.stand(ctx) })
-	parts.Go(func() { c.proveSession(ctx) })
+	parts.Go(func() { c.proveSessions(ctx) })
 	c.keepLease(ctx)
 	parts.Wait()
 }

@@ -20,7 +20,8 @@
 //	              └──► renewed again
 //
 // For MQTT copies there is one thing more: a sentinel that the instance has sent since its
-// lease began must have come out of its own session; see anew.go. And all of this holds
+// lease began must have come out of its own session; and until one has come out of its
+// mirror's, that marks its envelopes so that nobody drops them; see anew.go. All of this holds
 // within an era, which each leader begins, since PostgreSQL may come back without its
 // last commits; see era.go.
 //

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
 )
 
 // PostgreSQL may come back without its last commits: a replica that lagged has been
@@ -21,6 +22,20 @@ import (
 // the timeline that crossfade_epoch names; on any other one nobody drops anything, and
 // the next leader begins anew: it takes every tenant inside, throws away all evidence,
 // and until leases from before are over nobody drops and nothing counts as confirmed.
+// What an older history has written may say for how long leases were given there, or may
+// not know of the last ones: the longest that any instance may have is waited for.
+
+// sameHistory, about crossfade_epoch AS e: what the row shows is what was written last,
+// as far as PostgreSQL can tell. It cannot tell of a copy of its files that is started
+// in their place; see Distrust.
+const sameHistory = `e.timeline = crossfade_timeline() AND e.written::xid = e.xmin`
+
+// countsNow, about crossfade_stages AS s and the present value of anew: the row says which
+// stage the tenant is in. Any other row is one from before, which somebody keeps locked.
+const countsNow = `s.counts_in = (SELECT anew FROM crossfade_epoch)`
+
+// inside is a stage where it counts, or else the inner one beside.
+const inside = `CASE WHEN s.stage = 'mqtt' AND NOT (` + countsNow + `) THEN 'shadow' WHEN s.stage = 'jetstream' AND NOT (` + countsNow + `) THEN 'live' ELSE s.stage END`
 
 // history is a point of what was written: up to an epoch, in an era.
 type history struct {
@@ -43,7 +58,7 @@ func (v *view) lost(known history) bool {
 // that are not there any more. The leader ends its term upon it.
 func (c *Control) doubt(ctx context.Context, v *view) error {
 	tag, err := c.o.Pool.Exec(ctx, `
-UPDATE crossfade_epoch SET timeline = $2 WHERE era = $1 AND timeline = crossfade_timeline()`, v.era, "doubted by instance "+c.o.Instance)
+UPDATE crossfade_epoch AS e SET timeline = $2 WHERE era = $1 AND `+sameHistory, v.era, "doubted by instance "+c.o.Instance)
 	if err != nil {
 		return fmt.Errorf("PostgreSQL has lost commits that instance %s has seen; tell others in crossfade_epoch: %w", c.o.Instance, err)
 	}
@@ -85,48 +100,58 @@ var errEraOver = errors.New("somebody knows of commits that PostgreSQL has lost,
 
 const beginEra = `
 WITH was AS (
-    SELECT timeline = crossfade_timeline() AS same FROM crossfade_epoch FOR UPDATE
+    SELECT ` + sameHistory + ` AS same FROM crossfade_epoch AS e FOR UPDATE
 )
 UPDATE crossfade_epoch AS e
    SET era = $1, continues = CASE WHEN was.same THEN e.epoch END, epoch = e.epoch + CASE WHEN was.same THEN 0 ELSE 1 END,
-       timeline = crossfade_timeline(), settles_at = CASE WHEN was.same THEN e.settles_at ELSE now() + make_interval(secs => $2) END
+       timeline = crossfade_timeline(), settles_at = CASE WHEN was.same THEN e.settles_at ELSE now() + make_interval(secs => $2) END,
+       anew = CASE WHEN was.same THEN e.anew ELSE $1 END
   FROM was
-RETURNING e.epoch, was.same`
+RETURNING was.same`
 
-// beginInside takes everybody inside: from the outer stages that commits which are lost
-// may have left, or in which others may have dropped what this history does not know.
-const beginInside = `
-WITH inside AS (
-    SELECT tenant_id, stage AS from_stage, CASE stage WHEN 'mqtt' THEN 'shadow' ELSE 'live' END AS to_stage,
-           greatest(revision, coalesce((SELECT max(h.revision) FROM crossfade_stage_history AS h WHERE h.tenant_id = s.tenant_id), 0)) + 1 AS revision
+// takeInside takes everybody inside whose row does not count yet: from the outer stages
+// that commits which are lost may have left, or in which others may have dropped what
+// this history does not know. Rows that somebody has locked are left for later.
+const takeInside = `
+WITH mine AS (
+    SELECT s.tenant_id, s.stage AS from_stage, s.stage IN ('mqtt', 'jetstream') AS outside, ` + inside + ` AS to_stage,
+           greatest(s.revision, coalesce((SELECT max(h.revision) FROM crossfade_stage_history AS h WHERE h.tenant_id = s.tenant_id), 0)) + 1 AS revision
       FROM crossfade_stages AS s
-     WHERE stage IN ('mqtt', 'jetstream')
+     WHERE NOT (` + countsNow + `)
+       FOR NO KEY UPDATE OF s SKIP LOCKED
+), e AS (
+    UPDATE crossfade_epoch SET epoch = epoch + 1 WHERE EXISTS (SELECT FROM mine WHERE outside) RETURNING epoch
 ), moved AS (
     UPDATE crossfade_stages AS s
-       SET stage = i.to_stage, revision = i.revision, since = now(), changed_by = $2, reason = $3, epoch = $1, confirmed_at = NULL
-      FROM inside AS i
-     WHERE s.tenant_id = i.tenant_id
- RETURNING s.tenant_id, s.revision, i.from_stage, s.stage
+       SET stage = m.to_stage, revision = m.revision, since = now(), changed_by = $1, reason = $2, epoch = e.epoch,
+           confirmed_at = NULL, counts_in = (SELECT anew FROM crossfade_epoch)
+      FROM mine AS m, e
+     WHERE s.tenant_id = m.tenant_id AND m.outside
+ RETURNING s.tenant_id, s.revision, m.from_stage, s.stage
+), stayed AS (
+    UPDATE crossfade_stages AS s SET confirmed_at = NULL, counts_in = (SELECT anew FROM crossfade_epoch)
+      FROM mine AS m
+     WHERE s.tenant_id = m.tenant_id AND NOT m.outside
+), written AS (
+    INSERT INTO crossfade_stage_history (tenant_id, revision, from_stage, to_stage, changed_by, reason)
+    SELECT tenant_id, revision, from_stage, stage, $1, $2 FROM moved
 )
-INSERT INTO crossfade_stage_history (tenant_id, revision, from_stage, to_stage, changed_by, reason)
-SELECT tenant_id, revision, from_stage, stage, $2, $3 FROM moved`
+SELECT count(*) FROM mine`
 
 // begin begins the era of this term, and everything anew if commits may be lost.
 func (t *term) begin(ctx context.Context) error {
 	era := rand.Text()
 	err := pgx.BeginFunc(ctx, t.conn, func(tx pgx.Tx) error {
-		var epoch int64
 		var same bool
-		if err := tx.QueryRow(ctx, beginEra, era, t.c.o.LeaseTTL.Seconds()).Scan(&epoch, &same); err != nil {
+		if err := tx.QueryRow(ctx, beginEra, era, t.c.o.LeaseMost.Seconds()).Scan(&same); err != nil {
 			return err
 		}
 		if same {
 			return nil
 		}
 		var batch pgx.Batch
-		batch.Queue(`DELETE FROM crossfade_sentinels`)
-		batch.Queue(`UPDATE crossfade_stages SET confirmed_at = NULL WHERE confirmed_at IS NOT NULL`)
-		batch.Queue(beginInside, epoch, "instance "+t.c.o.Instance, "PostgreSQL may have lost commits: to be proved anew")
+		batch.Queue(`DELETE FROM crossfade_sentinels WHERE nonce IN (SELECT nonce FROM crossfade_sentinels FOR UPDATE SKIP LOCKED)`)
+		batch.Queue(takeInside, "instance "+t.c.o.Instance, begunAnew)
 		if err := tx.SendBatch(ctx, &batch).Close(); err != nil {
 			return err
 		}
@@ -137,5 +162,53 @@ func (t *term) begin(ctx context.Context) error {
 		return fmt.Errorf("begin an era in crossfade_epoch: %w", standby(err))
 	}
 	t.era = era
+	return nil
+}
+
+// begunAnew is the reason that a tenant's history shows.
+const begunAnew = "PostgreSQL may have lost commits: to be proved anew"
+
+// takeRest takes those inside whose rows were locked when everything began anew. They
+// count as inside meanwhile, for every instance.
+func (t *term) takeRest(ctx context.Context) error {
+	rest := 0
+	for _, f := range t.book.facts {
+		if f.Undecided {
+			rest++
+		}
+	}
+	if rest == 0 {
+		return nil
+	}
+	var taken int
+	if err := t.conn.QueryRow(ctx, takeInside, "instance "+t.c.o.Instance, begunAnew).Scan(&taken); err != nil {
+		return fmt.Errorf("take %d tenants inside: %w", rest, err)
+	}
+	if taken > 0 {
+		return t.readAll(ctx)
+	}
+	for _, f := range t.book.facts {
+		if f.Undecided {
+			t.locked = append(t.locked, f.Tenant)
+		}
+	}
+	return nil
+}
+
+// Distrust has everything proved anew, as after a failover: for those who have brought
+// PostgreSQL back in a way that it cannot tell itself, such as a snapshot of its disk.
+// Nobody drops anything until a leader has begun anew and leases from before are over.
+func Distrust(ctx context.Context, pool *pgxpool.Pool, by, reason string) error {
+	tag, err := pool.Exec(ctx, `
+WITH doubted AS (
+    UPDATE crossfade_epoch SET timeline = 'doubted by ' || $1::text || ': ' || $2::text RETURNING 1
+)
+SELECT pg_notify('`+stageNotifications+`', ''), pg_notify('`+controlNotifications+`', '') FROM doubted`, by, reason)
+	if err != nil {
+		return fmt.Errorf("write a doubt into crossfade_epoch: %w", standby(err))
+	}
+	if tag.RowsAffected() == 0 {
+		return errors.New("write a doubt into crossfade_epoch: it has no row: somebody has emptied it; insert (epoch) as the greatest of crossfade_stages")
+	}
 	return nil
 }

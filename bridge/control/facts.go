@@ -32,10 +32,14 @@ type Fact struct {
 	// WaitsFor is why the tenant is not on its way; empty if it is, or has arrived.
 	WaitsFor   string     `json:"waits_for,omitempty"`
 	WaitsSince *time.Time `json:"waits_since,omitempty"`
+	// Undecided: everything has begun anew, and somebody keeps the tenant's row locked. It
+	// counts as being in Stage, but stays there until the leader can write that.
+	Undecided bool `json:"undecided,omitempty"`
 }
 
-const factColumns = `s.tenant_id, s.stage, s.revision, s.since, coalesce(s.changed_by, ''), coalesce(s.reason, ''),
-       s.epoch, s.confirmed_at, coalesce(s.wanted, ''), coalesce(s.wanted_why, ''), coalesce(s.waits_for, ''), s.waits_since`
+const factColumns = `s.tenant_id, ` + inside + `, s.revision, s.since, coalesce(s.changed_by, ''), coalesce(s.reason, ''),
+       s.epoch, CASE WHEN ` + countsNow + ` THEN s.confirmed_at END, coalesce(s.wanted, ''), coalesce(s.wanted_why, ''), coalesce(s.waits_for, ''), s.waits_since,
+       NOT (` + countsNow + `)`
 
 // Facts returns the stages of all tenants that have one, by name.
 func Facts(ctx context.Context, pool *pgxpool.Pool) ([]Fact, error) {
@@ -53,8 +57,8 @@ func Facts(ctx context.Context, pool *pgxpool.Pool) ([]Fact, error) {
 // Tenants returns the tenants that have a device, by name. It hops from
 // tenant to tenant through the primary key, so its cost does not depend on how
 // many devices there are.
-func Tenants(ctx context.Context, pool *pgxpool.Pool) ([]string, error) {
-	rows, err := pool.Query(ctx, `
+func Tenants(ctx context.Context, db querier) ([]string, error) {
+	rows, err := db.Query(ctx, `
 WITH RECURSIVE t(tenant_id) AS (
     (SELECT tenant_id FROM device_registry ORDER BY tenant_id LIMIT 1)
     UNION ALL

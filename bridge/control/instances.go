@@ -82,9 +82,10 @@ var ErrLive = errors.New("the instance is running: stop it first")
 var ErrNoInstance = errors.New("there is no such instance")
 
 // Forget removes an instance that has gone and will not come back, so that no
-// sentinel is awaited from its MQTT session any more. Whoever calls it answers for
-// that session: what is queued in it is lost if the broker discards it. If the
-// instance comes back after all it drops none of that.
+// sentinel is awaited from its MQTT sessions any more, its source's and its mirror's.
+// Whoever calls it answers for them: what is queued there is lost if the broker discards
+// it. If the instance comes back after all it drops none of that, and nobody drops what
+// its mirror then brings.
 func Forget(ctx context.Context, pool *pgxpool.Pool, instance string) error {
 	var there, gone bool
 	err := pool.QueryRow(ctx, `

@@ -211,8 +211,10 @@ func (t *term) takeOver(ctx context.Context) error {
 			return err
 		}
 		_, err := t.conn.Exec(ctx, `
-DELETE FROM crossfade_sentinels AS n
- WHERE n.published_at IS NULL AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce)`)
+DELETE FROM crossfade_sentinels WHERE nonce IN (
+    SELECT n.nonce FROM crossfade_sentinels AS n
+     WHERE n.published_at IS NULL AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce)
+       FOR UPDATE SKIP LOCKED)`)
 		if err != nil {
 			return fmt.Errorf("take over from the leader before: %w", err)
 		}

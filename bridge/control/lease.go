@@ -116,7 +116,7 @@ WITH was AS (
  RETURNING other IS NOT NULL AND other_until > now() AS shared
 )
 SELECT shared, CASE WHEN $12 THEN pg_notify('` + controlNotifications + `', '') END IS NULL, coalesce(e.era, ''),
-       coalesce(e.timeline = crossfade_timeline() AND e.settles_at <= now(), false), coalesce((SELECT bool_or(lapsed) FROM was), true)
+       coalesce(` + sameHistory + ` AND e.settles_at <= now(), false), coalesce((SELECT bool_or(lapsed) FROM was), true)
   FROM mine LEFT JOIN crossfade_epoch AS e ON true`
 
 // entry are the parameters that signOn and renew have in common.
@@ -125,12 +125,14 @@ func (c *Control) entry() ([]any, error) {
 	if err != nil {
 		return nil, fmt.Errorf("details of instance %s: %w", c.o.Instance, err)
 	}
-	session, expiry := c.o.Session.columns()
-	mirror, mirrorExpiry := c.o.Mirror.columns()
+	session, expiry := c.o.Session.columns(c.o.LeaseTTL)
+	mirror, mirrorExpiry := c.o.Mirror.columns(c.o.LeaseTTL)
 	return []any{c.o.Instance, c.run, c.o.Version, c.o.LeaseTTL.Seconds(), string(details), session, expiry, c.o.Prober != nil, mirror, mirrorExpiry}, nil
 }
 
-func (s *Session) columns() (name *string, expiry float64) {
+// columns are the session's name and for how long it is to be awaited, in seconds, below
+// zero for ever: no shorter than the lease, by which its instance takes it to be awaited.
+func (s *Session) columns(least time.Duration) (name *string, expiry float64) {
 	if s == nil {
 		return nil, 0
 	}
@@ -139,6 +141,9 @@ func (s *Session) columns() (name *string, expiry float64) {
 		if granted := s.Granted(); granted == Never || granted > kept {
 			kept = granted
 		}
+	}
+	if kept != Never {
+		kept = max(kept, least)
 	}
 	return &s.ClientID, kept.Seconds()
 }

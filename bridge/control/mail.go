@@ -142,8 +142,8 @@ func (t *term) post(ctx context.Context, sessions sessions, letters []letter) er
 		nonces[i], tenants[i], purposes[i], revisions[i], attempts[i], lot[i] = l.Nonce, l.Tenant, l.purpose, l.revision, int32(l.attempt), l.Sentinel
 	}
 	_, err := t.conn.Exec(ctx, `
-INSERT INTO crossfade_sentinels (nonce, tenant_id, revision, purpose, attempt, sessions)
-SELECT u.nonce, u.tenant_id, u.revision, u.purpose, u.attempt, $6::jsonb
+INSERT INTO crossfade_sentinels (nonce, tenant_id, revision, purpose, attempt, sessions, counts_in)
+SELECT u.nonce, u.tenant_id, u.revision, u.purpose, u.attempt, $6::jsonb, (SELECT anew FROM crossfade_epoch)
   FROM unnest($1::text[], $2::text[], $3::int8[], $4::text[], $5::int4[]) AS u(nonce, tenant_id, revision, purpose, attempt)`,
 		nonces, tenants, revisions, purposes, attempts, sessions)
 	if err != nil {
@@ -157,7 +157,7 @@ SELECT u.nonce, u.tenant_id, u.revision, u.purpose, u.attempt, $6::jsonb
 }
 
 // markDelivered notes which sentinels the broker has confirmed, and strikes out those
-// that could not be sent.
+// that could not be sent. Rows that somebody has locked are left for the next round.
 func (t *term) markDelivered(ctx context.Context) error {
 	t.mail.mu.Lock()
 	sent, failed := t.mail.sent, t.mail.failed
@@ -166,15 +166,39 @@ func (t *term) markDelivered(ctx context.Context) error {
 	if len(sent)+len(failed) == 0 {
 		return nil
 	}
-	_, err := t.conn.Exec(ctx, `
-WITH unsent AS (
-    DELETE FROM crossfade_sentinels AS n WHERE nonce = ANY($2) AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce)
+	rows, err := t.conn.Query(ctx, `
+WITH mine AS (
+    SELECT nonce FROM crossfade_sentinels WHERE nonce = ANY($1::text[] || $2::text[]) FOR UPDATE SKIP LOCKED
+), unsent AS (
+    DELETE FROM crossfade_sentinels AS n USING mine
+     WHERE n.nonce = mine.nonce AND n.nonce = ANY($2) AND NOT EXISTS (SELECT FROM crossfade_sightings AS g WHERE g.nonce = n.nonce)
+), sent AS (
+    UPDATE crossfade_sentinels AS n SET published_at = now() FROM mine WHERE n.nonce = mine.nonce AND n.nonce = ANY($1)
 )
-UPDATE crossfade_sentinels SET published_at = now() WHERE nonce = ANY($1)`, sent, failed)
+SELECT n.nonce, n.nonce = ANY($1) FROM crossfade_sentinels AS n
+ WHERE n.nonce = ANY($1::text[] || $2::text[]) AND n.nonce NOT IN (SELECT nonce FROM mine)`, sent, failed)
+	var locked struct {
+		nonce string
+		sent  bool
+	}
+	var sentLater, failedLater []string
+	if err == nil {
+		_, err = pgx.ForEachRow(rows, []any{&locked.nonce, &locked.sent}, func() error {
+			if locked.sent {
+				sentLater = append(sentLater, locked.nonce)
+			} else {
+				failedLater = append(failedLater, locked.nonce)
+			}
+			return nil
+		})
+	}
 	if err != nil { // of use in the next round, if this term has one
-		t.mail.mu.Lock()
-		t.mail.sent, t.mail.failed = append(sent, t.mail.sent...), append(failed, t.mail.failed...)
-		t.mail.mu.Unlock()
+		sentLater, failedLater = sent, failed
+	}
+	t.mail.mu.Lock()
+	t.mail.sent, t.mail.failed = append(sentLater, t.mail.sent...), append(failedLater, t.mail.failed...)
+	t.mail.mu.Unlock()
+	if err != nil {
 		return fmt.Errorf("note %d sentinels as sent: %w", len(sent)+len(failed), err)
 	}
 	return nil
@@ -213,24 +237,37 @@ SELECT pg_notify('`+controlNotifications+`', '')
 }
 
 // prune removes sentinels and sightings that no proof counts on any more, and
-// instances whose session cannot exist.
+// instances whose session cannot exist. What somebody has locked is left for later.
 func (t *term) prune(ctx context.Context) error {
 	var batch pgx.Batch
 	batch.Queue(`
-DELETE FROM crossfade_sentinels AS n
- WHERE n.purpose = 'beat' AND n.created_at < now() - make_interval(secs => $1)
-    OR n.purpose = 'proof' AND n.created_at < now() - interval '1 minute'
-       AND NOT EXISTS (SELECT FROM crossfade_stages AS s WHERE s.tenant_id = n.tenant_id AND s.revision = n.revision)
-    OR n.created_at < now() - interval '1 hour'`, (5 * t.c.o.Missing).Seconds())
+DELETE FROM crossfade_sentinels WHERE nonce IN (
+    SELECT n.nonce FROM crossfade_sentinels AS n
+     WHERE n.purpose = 'beat' AND n.created_at < now() - make_interval(secs => $1)
+        OR n.purpose = 'proof' AND n.created_at < now() - interval '1 minute'
+           AND NOT EXISTS (SELECT FROM crossfade_stages AS s WHERE s.tenant_id = n.tenant_id AND s.revision = n.revision)
+        OR n.created_at < now() - interval '1 hour'
+       FOR UPDATE SKIP LOCKED)`, (5 * t.c.o.Missing).Seconds())
 	batch.Queue(`
-DELETE FROM crossfade_sightings AS g
- WHERE g.seen_at < now() - interval '1 minute' AND NOT EXISTS (SELECT FROM crossfade_sentinels AS n WHERE n.nonce = g.nonce)`)
+DELETE FROM crossfade_sightings WHERE (nonce, path, instance_id, kind) IN (
+    SELECT g.nonce, g.path, g.instance_id, g.kind FROM crossfade_sightings AS g
+     WHERE g.seen_at < now() - interval '1 minute' AND NOT EXISTS (SELECT FROM crossfade_sentinels AS n WHERE n.nonce = g.nonce)
+       FOR UPDATE SKIP LOCKED)`)
 	batch.Queue(`
-DELETE FROM crossfade_instances
- WHERE greatest(session_until, mirror_until, lease_until, other_until, CASE WHEN run = '' THEN seen_at + interval '1 day' ELSE seen_at END) < now() - interval '1 hour'`)
+DELETE FROM crossfade_instances WHERE instance_id IN (
+    SELECT instance_id FROM crossfade_instances
+     WHERE greatest(session_until, mirror_until, lease_until, other_until, CASE WHEN run = '' THEN seen_at + interval '1 day' ELSE seen_at END) < now() - interval '1 hour'
+       FOR UPDATE SKIP LOCKED)`)
 	batch.Queue(`
-DELETE FROM crossfade_path_latency AS l
- WHERE NOT EXISTS (SELECT FROM crossfade_stages AS s WHERE s.tenant_id = l.tenant_id AND s.stage IN ('shadow', 'live'))`)
+DELETE FROM crossfade_path_latency WHERE (tenant_id, path) IN (
+    SELECT l.tenant_id, l.path FROM crossfade_path_latency AS l
+     WHERE NOT EXISTS (SELECT FROM crossfade_stages AS s WHERE s.tenant_id = l.tenant_id AND s.stage IN ('shadow', 'live'))
+       FOR UPDATE SKIP LOCKED)`)
+	if t.c.o.BeatEvery == 0 { // nothing would ever say that those of before are missing no more
+		batch.Queue(`
+UPDATE crossfade_path_latency SET missing_since = NULL WHERE (tenant_id, path) IN (
+    SELECT tenant_id, path FROM crossfade_path_latency WHERE missing_since IS NOT NULL FOR NO KEY UPDATE SKIP LOCKED)`)
+	}
 	if err := t.conn.SendBatch(ctx, &batch).Close(); err != nil {
 		return fmt.Errorf("prune sentinels: %w", err)
 	}

@@ -30,7 +30,7 @@ WITH wanted AS (
 ), e AS (
     UPDATE crossfade_epoch SET epoch = epoch + 1
      WHERE EXISTS (SELECT FROM mine) OR EXISTS (SELECT FROM wanted WHERE revision = 0)
- RETURNING epoch
+ RETURNING epoch, anew
 ), moved AS (
     UPDATE crossfade_stages AS s
        SET stage = w.to_stage, revision = greatest(s.revision, w.past) + 1, since = now(), changed_by = $9, reason = w.reason,
@@ -39,8 +39,8 @@ WITH wanted AS (
      WHERE s.tenant_id = w.tenant_id AND s.revision = w.revision AND s.stage = w.from_stage
  RETURNING s.tenant_id, s.revision, w.from_stage, s.stage, s.reason, w.evidence, s.epoch, s.since
 ), added AS (
-    INSERT INTO crossfade_stages (tenant_id, stage, revision, changed_by, reason, epoch, wanted, wanted_why)
-    SELECT w.tenant_id, w.to_stage, w.past + 1, $9, w.reason, e.epoch, w.wish, w.why FROM wanted AS w, e WHERE w.revision = 0
+    INSERT INTO crossfade_stages (tenant_id, stage, revision, changed_by, reason, epoch, wanted, wanted_why, counts_in)
+    SELECT w.tenant_id, w.to_stage, w.past + 1, $9, w.reason, e.epoch, w.wish, w.why, e.anew FROM wanted AS w, e WHERE w.revision = 0
         ON CONFLICT DO NOTHING
  RETURNING tenant_id, revision, NULL::text AS from_stage, stage, reason, NULL::text AS evidence, epoch, since
 ), changed AS (

@@ -105,6 +105,9 @@ type Options struct {
 	// and Renew how often it renews its lease. An instance drops nothing when PostgreSQL
 	// has not answered it for LeaseTTL.
 	LeaseTTL, Renew time.Duration
+	// LeaseMost is the longest LeaseTTL that any instance of the installation may have,
+	// now or before: that long nobody drops anything when PostgreSQL may have lost commits.
+	LeaseMost time.Duration
 	// Round is how often the leader looks at what has come about, unless it is told
 	// sooner, and others try to become the leader.
 	Round time.Duration
@@ -144,6 +147,7 @@ func DefaultOptions() Options {
 		Standard:  stage.MQTT,
 		Beat:      10 * time.Second,
 		LeaseTTL:  5 * time.Second,
+		LeaseMost: 5 * time.Minute,
 		Renew:     time.Second,
 		Round:     500 * time.Millisecond,
 		Dwell:     30 * time.Second,
@@ -176,6 +180,7 @@ func (o *Options) Validate() error {
 	}
 	need(o.Beat > 0, "Beat is %v: set more than 0 (default 10s)", o.Beat)
 	need(o.Renew > 0 && o.LeaseTTL >= 3*o.Renew, "LeaseTTL is %v and Renew is %v: set LeaseTTL to three times Renew or more (default 5s and 1s)", o.LeaseTTL, o.Renew)
+	need(o.LeaseMost >= o.LeaseTTL, "LeaseMost is %v and LeaseTTL is %v: set LeaseTTL to no more than LeaseMost (default 5m)", o.LeaseMost, o.LeaseTTL)
 	need(o.Round > 0 && o.Round <= 2*time.Second, "Round is %v: set more than 0 and no more than 2s (default 500ms)", o.Round)
 	need(o.Dwell >= 0, "Dwell is %v: set 0 or more (default 30s)", o.Dwell)
 	need(o.Resend > 0 && o.ResendMax >= o.Resend, "Resend is %v and ResendMax is %v: set more than 0, and ResendMax no less (default 10s and 1m)", o.Resend, o.ResendMax)

@@ -218,7 +218,7 @@ func brisk(t testing.TB, pool *pgxpool.Pool, instance string, wishes Wishes, pro
 	o.Pool, o.Instance, o.Wishes, o.Prober = pool, instance, wishes, prober
 	o.Session = &Session{ClientID: "client-" + instance, Expiry: time.Hour}
 	o.Beat, o.Dwell, o.BeatEvery = time.Second, 10*time.Millisecond, 0
-	o.LeaseTTL, o.Renew, o.Round = 2*time.Second, 200*time.Millisecond, 50*time.Millisecond
+	o.LeaseTTL, o.LeaseMost, o.Renew, o.Round = 2*time.Second, 2*time.Second, 200*time.Millisecond, 50*time.Millisecond
 	o.Resend, o.ResendMax = time.Second, 2*time.Second
 	o.Registry, o.Logger = prometheus.NewRegistry(), quiet(t)
 	return o

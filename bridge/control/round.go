@@ -30,12 +30,15 @@ func (t *term) round(ctx context.Context) error {
 	if t.resigns() {
 		return errResigned
 	}
+	t.locked = t.locked[:0]
+	if err := t.takeRest(ctx); err != nil {
+		return err
+	}
 	k := &known{
 		now: t.book.now, facts: t.book.facts, wishes: t.wishes.all(), holds: t.book.holds, peers: t.peers(time.Now()),
 		dwell: t.c.o.Dwell, resend: t.c.o.Resend, resendMax: t.c.o.ResendMax, unable: t.mail.trouble(), lag: t.lag.Load(),
 	}
 	// The ways back to MQTT go first, all of them; then what needs nothing either.
-	t.locked = t.locked[:0]
 	back, free := t.free(k)
 	if err := t.moveAll(ctx, back); err != nil {
 		return err

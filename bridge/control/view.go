@@ -39,11 +39,11 @@ type position struct {
 // rows there are, and those that came after $1.
 const readFacts = `
 WITH e AS MATERIALIZED (
-    SELECT epoch, era, continues, timeline = crossfade_timeline() AND settles_at <= now() AS sure, pg_is_in_recovery() AS copied,
+    SELECT epoch, era, continues, ` + sameHistory + ` AND settles_at <= now() AS sure, pg_is_in_recovery() AS copied,
            (SELECT count(*) FROM crossfade_stages) AS tenants
-      FROM crossfade_epoch
+      FROM crossfade_epoch AS e
 )
-SELECT e.epoch, e.era, e.continues, e.sure, e.copied, e.tenants, s.tenant_id, s.stage, s.epoch, s.revision, s.changed_by
+SELECT e.epoch, e.era, e.continues, e.sure, e.copied, e.tenants, s.tenant_id, ` + inside + `, s.epoch, s.revision, s.changed_by
   FROM e LEFT JOIN crossfade_stages AS s ON s.epoch > $1`
 
 // load reads what has changed of the facts and puts it in force; all of it when full.

@@ -91,6 +91,9 @@ func (k *known) weigh(f *Fact) verdict {
 	if !more {
 		return verdict{}
 	}
+	if f.Undecided {
+		return verdict{waits: "the lock on its row of crossfade_stages"}
+	}
 	if h, held := k.held(f.Tenant); held && !(a.wish.Operator && returns(step)) {
 		return verdict{waits: heldBy(h)}
 	}

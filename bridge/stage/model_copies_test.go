@@ -36,6 +36,7 @@ func (m *model) publish(w *world, k int) {
 	if msg.js == unborn && (m.exact || !msg.known) && (m.bothWritten || w.published(k)) {
 		next := *w
 		next.messages[k].js = waiting
+		next.messages[k].sole = !m.noMarks && (w.mirror.away || w.mirror.owes > 0)
 		m.yield(event{kind: evCopy, a: uint8(k)}, &next)
 		if m.missing && !slices.Contains(msg.mqtt[:], never) {
 			next.messages[k].js = never
@@ -45,8 +46,40 @@ func (m *model) publish(w *world, k int) {
 	}
 }
 
-// action is what the real function decides.
-func (m *model) action(w *world, i uint8, path int, known bool) stage.Action {
+// mirrorSession makes the tables lose sight of the mirror's session, and the mirror
+// come back and prove it.
+func (m *model) mirrorSession(w *world) {
+	next := *w
+	switch {
+	case !m.mirrorAway:
+	case w.mirror.away:
+		next.mirror = mirrorLife{owes: w.publishedCount(m.messages)}
+		m.yield(event{kind: evMirrorBack}, &next)
+	default:
+		next.mirror = mirrorLife{away: true}
+		m.yield(event{kind: evMirrorAway}, &next)
+		if w.mirror.owes > 0 && m.copied(w, w.mirror.owes) {
+			next.mirror = mirrorLife{}
+			m.yield(event{kind: evMirrorProved}, &next)
+		}
+	}
+}
+
+// copied: the mirror has nothing left of the messages before a sentinel.
+func (m *model) copied(w *world, before uint8) bool {
+	for k := range before {
+		if msg := &w.messages[k]; msg.js == unborn && (m.exact || !msg.known) {
+			return false
+		}
+	}
+	return true
+}
+
+// action is what the real functions decide.
+func (m *model) action(w *world, i uint8, path int, k int, known bool) stage.Action {
+	if path == 1 && w.messages[k].sole {
+		return map[bool]stage.Action{true: stage.Done, false: stage.Process}[known]
+	}
 	in := w.instances[i]
 	drop := in.life == valid || m.noLease
 	if path == 0 && in.owes > 0 {
@@ -127,7 +160,7 @@ func (m *model) decide(w *world, k int, i uint8, path int, kind uint8) {
 		if sees && !w.messages[k].known {
 			continue
 		}
-		action := m.action(w, i, path, sees)
+		action := m.action(w, i, path, k, sees)
 		to := upon(action)
 		again := kind == evRethinkMQTT || kind == evRethinkJS
 		if again && (to == held || to == doomed && m.noRethink) {

@@ -25,6 +25,9 @@ const (
 	evAckJS
 	evAgainMQTT
 	evAgainJS
+	evMirrorAway
+	evMirrorBack
+	evMirrorProved
 	evConfirmed
 	evDwelt
 	evSent
@@ -40,7 +43,7 @@ const (
 // failure reports whether an event is one that does not happen when all is well.
 func (e event) failure() bool {
 	switch e.kind {
-	case evLapse, evCrash, evNeverMQTT, evNeverJS, evAgainMQTT, evAgainJS, evPlan, evWrite, evLeader, evLost:
+	case evLapse, evCrash, evNeverMQTT, evNeverJS, evAgainMQTT, evAgainJS, evMirrorAway, evPlan, evWrite, evLeader, evLost:
 		return true
 	}
 	return false
@@ -67,6 +70,7 @@ func (m *model) expand(w *world) {
 		m.mqttCopies(w, i)
 		m.jetstreamCopy(w, i)
 	}
+	m.mirrorSession(w)
 	m.lead(w)
 }
 

@@ -120,7 +120,7 @@ func (m *model) passedJetStream(w *world) bool {
 		if !before || msg.known && !m.exact {
 			continue
 		}
-		if msg.js == waiting || msg.js.pending() && !m.unsettled || msg.js == unborn && !m.overtaking {
+		if msg.js == waiting || msg.js.pending() && !m.unsettled || msg.js == unborn && !m.overtaking && !w.mirror.away {
 			return false
 		}
 	}

@@ -25,7 +25,8 @@ type rules struct {
 	freeInner  bool // shadow → live without confirmation
 	carryInner bool // evidence stays good from one inner stage to the other
 
-	losses bool // PostgreSQL may come back without its last commits
+	losses     bool // PostgreSQL may come back without its last commits
+	mirrorAway bool // the tables may lose sight of the mirror's session, while another mirror brings the sentinel
 
 	// The protocol with one rule switched off.
 	noAdjacency bool // nobody waits for confirmations
@@ -35,6 +36,7 @@ type rules struct {
 	unsettled   bool // a sentinel counts when it arrives, whatever is still in hand before it
 	noAnew      bool // an instance that begins, or gets a lapsed lease back, drops MQTT copies at once
 	earlyAnew   bool // a sentinel proves a session that was sent when the instance's lease had run out, before it has one again
+	noMarks     bool // a mirror whose session may not have been awaited does not say so
 	staleReturn bool // an instance gets its lease back without reading the row
 	noDwell     bool // the sentinel is sent at once
 	dwellBeside bool // the dwell runs beside the sentinel instead of before it
@@ -49,6 +51,7 @@ func (r *rules) codec() codec {
 	return codec{
 		instances: r.instances, messages: r.messages,
 		wide: r.bothWritten || r.missing, owes: r.anew(), packed: !r.noLease && !r.staleReturn && !r.earlyAnew, planned: r.blindWrite,
+		mirror: r.mirrorAway,
 	}
 }
 

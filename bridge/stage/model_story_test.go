@@ -72,6 +72,12 @@ func (s *search) copyLine(e event, before, after *world) string {
 			return fmt.Sprintf("The producer publishes %s to JetStream.", message)
 		}
 		return fmt.Sprintf("The mirror copies %s to JetStream.", message)
+	case evMirrorAway:
+		return "The tables have lost sight of the mirror's session: the leader does not wait for it."
+	case evMirrorBack:
+		return "The mirror has a lease again, and the leader waits for its session."
+	case evMirrorProved:
+		return "A sentinel that the mirror's instance sent itself has come out of the mirror's session."
 	case evNeverMQTT:
 		return fmt.Sprintf("The producer fails to publish %s to MQTT.", message)
 	case evNeverJS:
@@ -104,7 +110,7 @@ func (s *search) fate(e event, before, after *world) string {
 	if pathOf(e.kind) == "MQTT" {
 		path, p = 0, after.messages[e.a].mqtt[e.b]
 	}
-	return s.action(before, e.b, path, p == gone).String()
+	return s.action(before, e.b, path, int(e.a), p == gone).String()
 }
 
 func (s *search) leaderLine(e event, before, after *world) string {

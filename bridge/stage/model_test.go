@@ -23,6 +23,7 @@ var safe = []struct {
 	{name: "one message, to the end, three instances", rules: rules{instances: 3, messages: 1, exact: true}},
 	{name: "two messages", rules: rules{instances: 2, messages: 2}},
 	{name: "one message, PostgreSQL loses commits", rules: rules{instances: 2, messages: 1, exact: true, losses: true}, bounded: true},
+	{name: "one message, the mirror is lost sight of", rules: rules{instances: 2, messages: 1, exact: true, mirrorAway: true}},
 	{name: "one message, producers fail to write one copy", rules: rules{instances: 2, messages: 1, missing: true, bothWritten: true}},
 
 	{name: "variant: half the proof", rules: rules{instances: 2, messages: 1, exact: true, halfProof: true}},
@@ -40,6 +41,7 @@ var safe = []struct {
 	{name: "two messages, the mirror loses some", rules: rules{instances: 2, messages: 2, missing: true}, large: true},
 	{name: "two messages, producers fail to write one copy", rules: rules{instances: 2, messages: 2, missing: true, bothWritten: true}, large: true},
 	{name: "two messages, three instances", rules: rules{instances: 3, messages: 2}, large: true},
+	{name: "two messages, the mirror is lost sight of", rules: rules{instances: 2, messages: 2, mirrorAway: true}, large: true},
 	{name: "two messages, to the end", rules: rules{instances: 2, messages: 2, exact: true}, large: true},
 	{name: "variant: sessions of the dead awaited, three messages", rules: rules{instances: 2, messages: 3, awaitDead: true}, large: true},
 }
@@ -96,6 +98,7 @@ var unsafe = []struct {
 	{"without settling what is before the sentinel", rules{unsettled: true, noLapses: true, noRethink: true, alone: true}, lost},
 	{"without proving sessions anew", rules{noAnew: true, noLapses: true, alone: true}, lost},
 	{"without proving sessions anew, and nobody crashes", rules{noAnew: true, noCrashes: true, alone: true}, lost},
+	{"without proving the mirror's session anew", rules{mirrorAway: true, noMarks: true, noLapses: true, noCrashes: true}, lost},
 	{"with a session proved before the lease is back", rules{earlyAnew: true, noCrashes: true, alone: true}, lost},
 	{"without the dwell", rules{bothWritten: true, noDwell: true, noLapses: true, noCrashes: true}, lost},
 	{"with the dwell beside the sentinel", rules{bothWritten: true, dwellBeside: true, noLapses: true, noCrashes: true}, lost},

@@ -25,6 +25,7 @@ type world struct {
 	history   [maxLag + 1]uint8 // the row's stage now, and at the revisions before
 	instances [maxInstances]instance
 	evidence  evidence
+	mirror    mirrorLife
 	planned   uint8 // by a leader that does not know it has been replaced: stage to write, plus one
 	messages  [maxMessages]message
 	broken    violation // not part of the state: a search ends here
@@ -34,6 +35,12 @@ type instance struct {
 	life life
 	lag  uint8 // revisions behind the row
 	owes uint8 // how many messages its session must have behind it before it may drop MQTT copies
+}
+
+// mirrorLife: the mirror copies from a session of its own, which has what is not in the stream.
+type mirrorLife struct {
+	away bool  // nobody waits for its session
+	owes uint8 // how many messages must have been copied before it no longer marks what it copies
 }
 
 type life uint8
@@ -61,6 +68,7 @@ type message struct {
 	mqtt  [maxInstances]place // by session; with a shared subscription one of them has it
 	js    place
 	hand  uint8 // whose hand the JetStream copy is in
+	sole  bool  // it is marked: nobody drops it
 }
 
 // place is where a copy is.
@@ -122,6 +130,7 @@ type codec struct {
 	instances, messages int
 	wide                bool // producers that write both, copies that never come
 	owes, planned       bool
+	mirror              bool // it may be away
 	packed              bool // lag and owes matter of instances with a lease only
 }
 
@@ -173,9 +182,16 @@ func (c *codec) common(b *bitstream, w *world) {
 	if c.planned {
 		b.field(&w.planned, 3)
 	}
+	if c.mirror {
+		b.flag(&w.mirror.away)
+		b.field(&w.mirror.owes, 2)
+	}
 	for m := range c.messages {
 		b.flag(&w.messages[m].known)
 		b.field((*uint8)(&w.messages[m].js), 3)
+		if c.mirror {
+			b.flag(&w.messages[m].sole)
+		}
 	}
 }
 

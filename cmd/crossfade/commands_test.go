@@ -194,7 +194,7 @@ func TestRunFlipAndHealth(t *testing.T) {
 }
 
 func TestHelpHasExamples(t *testing.T) {
-	for _, command := range []string{"run", "demo", "migrate", "status", "flip", "rollback", "hold", "release", "history", "forget",
+	for _, command := range []string{"run", "demo", "migrate", "status", "flip", "rollback", "hold", "release", "history", "forget", "distrust",
 		"config check", "quarantine list", "quarantine show", "quarantine replay", "quarantine purge", "health", "bench"} {
 		code, out, errs := call(t, append(strings.Fields(command), "--help")...)
 		if code != exitDone || !strings.Contains(out, "crossfade "+command) || !strings.Contains(out, "Examples:") {

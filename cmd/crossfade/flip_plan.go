@@ -164,6 +164,9 @@ func (o *overview) unproved(tenant string) (stops []string) {
 		if i.SessionExists && !i.Alive {
 			stops = append(stops, fmt.Sprintf("%s does not run and its MQTT session may hold copies: start it, or crossfade forget %s", i.ID, i.ID))
 		}
+		if i.MirrorExists && !i.Alive {
+			stops = append(stops, fmt.Sprintf("%s does not run and its mirror's MQTT session may hold copies: start it, or crossfade forget %s", i.ID, i.ID))
+		}
 	}
 	if !prober {
 		stops = append(stops, "no running instance can send sentinels: one needs an MQTT connection")

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -163,7 +164,7 @@ type forgetCommand struct {
 
 // Help is shown by --help below the summary.
 func (forgetCommand) Help() string {
-	return `An instance that has gone leaves its MQTT session at the broker, with copies queued in it that may be the only ones of their messages. Steps that need proof wait until a sentinel has come out of it, or until the broker has let it expire. Forget an instance only if its session (the client ID) is gone from the broker, or nothing is queued in it. If it comes back with its session, what is queued there is processed after all; what the broker discards before that is lost.
+	return `An instance that has gone leaves its MQTT sessions at the broker, its source's and its mirror's, with copies queued in them that may be the only ones of their messages. Steps that need proof wait until a sentinel has come out of each, or until the broker has let it expire. Forget an instance only if its sessions (the client IDs) are gone from the broker, or nothing is queued in them. If it comes back with its sessions, what is queued there is processed after all; what the broker discards before that is lost.
 
 Exit code 3 when there is no such instance, or it runs, or the answer to the question was no.
 
@@ -184,14 +185,15 @@ func (f *forgetCommand) Run(ctx context.Context, c *console) error {
 	if err != nil {
 		return err
 	}
-	session := ""
+	var session, mirror string
 	for _, i := range instances {
 		if i.ID == f.Instance {
-			session = i.Session
+			session, mirror = i.Session, i.Mirror
 		}
 	}
-	if !f.Yes && session != "" {
-		question := fmt.Sprintf("Is the MQTT session %s gone from the broker? What is queued in it counts for nothing from now on. Forget %s?", printable(session), printable(f.Instance))
+	named, is, them := sessionsOf(session, mirror)
+	if !f.Yes && named != "" {
+		question := fmt.Sprintf("%s %s gone from the broker? What is queued in %s counts for nothing from now on. Forget %s?", is, named, them, printable(f.Instance))
 		if err := confirm(ctx, c, question); err != nil {
 			return err
 		}
@@ -203,8 +205,22 @@ func (f *forgetCommand) Run(ctx context.Context, c *console) error {
 	case err != nil:
 		return err
 	case f.Output == "json":
-		return writeJSON(c.out, map[string]string{"forgotten": f.Instance, "mqtt_session": session})
+		return writeJSON(c.out, map[string]string{"forgotten": f.Instance, "mqtt_session": session, "mirror_session": mirror})
 	}
-	_, err = fmt.Fprintf(c.out, "%s is forgotten; nothing waits for its MQTT session %s any more\n", printable(f.Instance), dash(printable(session)))
+	_, err = fmt.Fprintf(c.out, "%s is forgotten; nothing waits for %s any more\n", printable(f.Instance), cmp.Or(named, "an MQTT session of its"))
 	return err
+}
+
+// sessionsOf names an instance's sessions by their client IDs; empty: it has none.
+func sessionsOf(session, mirror string) (named, is, them string) {
+	session, mirror = printable(session), printable(mirror)
+	switch {
+	case session != "" && mirror != "":
+		return fmt.Sprintf("the MQTT sessions %s and %s (of its mirror)", session, mirror), "Are", "them"
+	case mirror != "":
+		return fmt.Sprintf("the MQTT session %s (of its mirror)", mirror), "Is", "it"
+	case session != "":
+		return "the MQTT session " + session, "Is", "it"
+	}
+	return "", "", ""
 }

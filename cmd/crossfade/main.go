@@ -57,6 +57,7 @@ type cli struct {
 	Release    releaseCommand    `cmd:"" help:"End a hold."`
 	History    historyCommand    `cmd:"" help:"Show who changed stages, why, and on what evidence."`
 	Forget     forgetCommand     `cmd:"" help:"Stop waiting for the MQTT session of an instance that will not return."`
+	Distrust   distrustCommand   `cmd:"" help:"Have every stage proved anew, when an older state of PostgreSQL was brought back."`
 	Config     configCommand     `cmd:"" help:"Look at the configuration without starting."`
 	Quarantine quarantineCommand `cmd:"" help:"Look at quarantined messages, replay or delete them."`
 	Downlink   downlinkCommand   `cmd:"" help:"Look at messages to devices that wait or are parked, retry or drop them."`

@@ -122,6 +122,7 @@ type overview struct {
 	at        time.Time // PostgreSQL's clock, by which all times in it are
 	facts     map[string]control.Fact
 	devices   []string // tenants that have one, by name
+	unread    error    // why these could not be read; a rollback does without
 	wishes    flags.Wishes
 	holds     map[string]control.Held
 	instances []bridge.Instance // status and plans only, like what follows

@@ -161,13 +161,19 @@ func stateOf(i bridge.Instance) string {
 		state = "gone without signing off"
 	}
 	if i.SessionExists {
-		until := "for ever"
-		if i.SessionUntil != nil {
-			until = "until " + i.SessionUntil.UTC().Format(time.DateTime)
-		}
-		state += fmt.Sprintf("; its MQTT session is awaited %s (crossfade forget)", until)
+		state += fmt.Sprintf("; its MQTT session is awaited %s (crossfade forget)", lastly(i.SessionUntil))
+	}
+	if i.MirrorExists {
+		state += fmt.Sprintf("; its mirror's MQTT session is awaited %s (crossfade forget)", lastly(i.MirrorUntil))
 	}
 	return state
+}
+
+func lastly(until *time.Time) string {
+	if until == nil {
+		return "for ever"
+	}
+	return "until " + until.UTC().Format(time.DateTime)
 }
 
 // age is a duration as short as people say it.

@@ -1,0 +1,73 @@
+package bridge_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/crossfade-io/crossfade/bridge"
+	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/flags"
+)
+
+// TestMirrorThatWasForgotten: two mirrors share the work. One is stopped with messages in
+// its session, whose MQTT copies others drop; it is forgotten; and it comes back when the
+// tenant is in mqtt, where JetStream copies are dropped. It says that its are not to be,
+// until its session is proved.
+func TestMirrorThatWasForgotten(t *testing.T) {
+	s := newStack(t)
+	s.register("acme")
+	shares := func(c bridge.Config) bridge.Config {
+		c.Mirror.Group, c.Control.BeatEvery = "mirrors", 0
+		return c
+	}
+	a := s.start(shares(s.config("a")))
+	only := shares(s.config("m"))
+	only.MQTT, only.JetStream = nil, nil
+	proved := func(i *instance) {
+		t.Helper()
+		await(t, "the mirror's session is proved", func() bool { return strings.Contains(i.metrics(), "crossfade_mirror_session_proved 1") })
+	}
+	m := s.start(only)
+	proved(a)
+	proved(m)
+	s.flip(flags.Variant(stage.JetStream), "acme")
+	s.arrive(stage.JetStream, "acme")
+	if err := m.shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	dropped := func(path string) (n int) {
+		_, rest, _ := strings.Cut(a.metrics(), `crossfade_dropped_total{path="`+path+`"} `)
+		_, _ = fmt.Sscan(rest, &n)
+		return n
+	}
+	p, seq := s.sender(), 0
+	message := func() {
+		seq++
+		s.device(p, "tenant/acme/device/d1/telemetry", fmt.Sprintf(`{"site_id":"s","provision_token":"tok","seq":%d,"metrics":{"a":1}}`, seq))
+	}
+	before := dropped("mqtt")
+	await(t, "its own session is proved", func() bool { message(); return dropped("mqtt") > before })
+	for range 20 {
+		message()
+	}
+	await(t, "the MQTT copies are dropped", func() bool { return dropped("mqtt") >= before+20 })
+	if err := control.Forget(t.Context(), s.pool, "m"); err != nil {
+		t.Fatal(err)
+	}
+	s.flip(flags.Variant(stage.MQTT), "acme")
+	s.arrive(stage.MQTT, "acme")
+	rows := func() int { return s.count(`SELECT count(*) FROM telemetry`) }
+	if n := rows(); n == seq {
+		t.Fatalf("all %d messages are there: the stopped mirror has none of them", n)
+	}
+	m = s.start(only)
+	await(t, "what it had is written", func() bool { return rows() == seq })
+	proved(m)
+	before = dropped("jetstream")
+	for range 20 {
+		message()
+	}
+	await(t, "what comes later is dropped again", func() bool { return dropped("jetstream") >= before+20 })
+}
