@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"context"
+	"errors"
 	"slices"
 	"time"
 
@@ -21,7 +22,10 @@ const (
 	lookBeat = 5 * time.Second
 	lookAt   = 1000
 	lookFor  = 8
-	// lagTimeout bounds what one beat asks of NATS and of PostgreSQL.
+	// askTimeout bounds what one beat asks of NATS, for the backlogs and again for the
+	// looks: with both it is told while the figures before still count (control.LagFresh).
+	// lagTimeout bounds each statement to PostgreSQL.
+	askTimeout = 4 * time.Second
 	lagTimeout = 10 * time.Second
 )
 
@@ -83,24 +87,28 @@ func (l *lag) run(ctx context.Context) {
 	}
 }
 
+// tell tells of MQTT also where NATS says nothing: then that is what is told of it.
 func (l *lag) tell(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, lagTimeout)
-	defer cancel()
+	var backlogs []jetstream.Backlog
+	var streams []control.Stream
+	var err error
+	if l.js != nil {
+		asking, cancel := context.WithTimeout(ctx, askTimeout)
+		backlogs = l.js.source().Backlogs(asking)
+		cancel()
+		l.show(backlogs)
+		streams, err = l.streams(ctx, backlogs)
+	}
 	hand := control.Hand{Retention: l.b.config.Control.Retention.Seconds()}
 	if l.mqtt != nil {
 		hand.MQTT = l.countMQTT()
 	}
-	var streams []control.Stream
 	if l.js != nil {
-		backlogs := l.js.source().Backlogs(ctx)
 		hand.JetStream = l.countJetStream(skew(backlogs))
-		l.show(backlogs)
-		var err error
-		if streams, err = l.streams(ctx, backlogs); err != nil {
-			return err
-		}
 	}
-	return l.b.control.TellLag(ctx, hand, streams)
+	ctx, cancel := context.WithTimeout(ctx, lagTimeout)
+	defer cancel()
+	return errors.Join(err, l.b.control.TellLag(ctx, hand, streams))
 }
 
 // countMQTT counts what came by this instance's session.
@@ -176,14 +184,22 @@ func (l *lag) streams(ctx context.Context, backlogs []jetstream.Backlog) (stream
 	if failed := func(b jetstream.Backlog) bool { return b.Err != nil }; slices.ContainsFunc(backlogs, failed) {
 		turn = 2 * lagBeat // who knows more goes first
 	}
-	mine, err := l.b.control.TakeLagTurn(ctx, turn)
+	mine, err := l.takeTurn(ctx, turn)
 	if err != nil || !mine {
 		return nil, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
 	for i := range backlogs {
 		streams = append(streams, l.stream(ctx, &backlogs[i]))
 	}
 	return streams, nil
+}
+
+func (l *lag) takeTurn(ctx context.Context, every time.Duration) (mine bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lagTimeout)
+	defer cancel()
+	return l.b.control.TakeLagTurn(ctx, every)
 }
 
 // stream is what is told of a stream.

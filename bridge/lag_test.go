@@ -161,3 +161,39 @@ func TestOldMessageKeepsItsTenantFromMoving(t *testing.T) {
 		})
 	}
 }
+
+// TestLagOfMQTTIsToldWhileNATSIsMute: the connection is up, and nothing is answered.
+func TestLagOfMQTTIsToldWhileNATSIsMute(t *testing.T) {
+	t.Parallel()
+	s := newStack(t)
+	s.register("acme")
+	c := s.config("a")
+	c.Mirror = nil
+	wire, url := through(t, s.nats.URL())
+	c.NATS.URLs = []string{url}
+	s.start(c)
+	s.stay(stage.Shadow, "acme")
+	p := s.sender()
+	s.awaitLag("acme", pipeline.PathJetStream, 0, 0)
+	lock, err := s.pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Rollback(t.Context())
+	if _, err := lock.Exec(t.Context(), `LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	wire.mute()
+	defer wire.unmute()
+	for seq := range 3 {
+		s.device(p, "tenant/acme/device/d1/telemetry", numberedPayload(seq))
+	}
+	await(t, "MQTT's lag is told, and why JetStream's is not", func() bool {
+		l := s.lag(0)
+		js, mqtt := l.Of("acme", pipeline.PathJetStream), l.Of("acme", pipeline.PathMQTT)
+		if strings.Contains(js.Unknown, "not connected") {
+			t.Fatalf("not before the client has given the connection up, some 30 s later: %+v, %+v", js, mqtt)
+		}
+		return mqtt.Least == 3 && js.Most == -1 && strings.Contains(js.Unknown, "does not answer")
+	})
+}

@@ -13,12 +13,14 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 )
 
-// MaxTenantsPerCall bounds the tenants that one call of the Store may name.
+// MaxTenantsPerCall bounds the tenants that one call of the Store may name, except
+// SetTargetsUrgently.
 const MaxTenantsPerCall = 100_000
 
 // Store is the operator's side of the flag tables: it says what is wished, for
 // `crossfade flip`, `rollback` and `status`. It works on FlagKey only. Each method
-// is one statement, all or nothing; all may be called concurrently.
+// but SetTargetsUrgently is one statement, all or nothing; all may be called
+// concurrently.
 type Store struct {
 	pool *pgxpool.Pool
 }

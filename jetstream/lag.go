@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	natsjs "github.com/nats-io/nats.go/jetstream"
@@ -28,17 +29,25 @@ type Backlog struct {
 	retention natsjs.RetentionPolicy
 }
 
-// Backlogs asks the server how far each consumer is behind. It takes no longer than
-// ctx, and some seconds for each.
+// Backlogs asks the server how far each consumer is behind, all at the same time. It
+// takes no longer than ctx, and some seconds.
 func (s *Source) Backlogs(ctx context.Context) []Backlog {
 	list := make([]Backlog, len(s.pullers))
+	var asked sync.WaitGroup
 	for i, p := range s.pullers {
-		b := Backlog{Stream: p.spec.name, Consumer: p.spec.consumer}
-		if err := s.askBacklog(ctx, &b); err != nil {
-			b = Backlog{Stream: b.Stream, Consumer: b.Consumer, Err: fmt.Errorf("backlog of %s: %w", consumerObject(p.spec), err)}
-		}
-		list[i] = b
+		asked.Go(func() {
+			b := Backlog{Stream: p.spec.name, Consumer: p.spec.consumer}
+			err := s.askBacklog(ctx, &b)
+			if errors.Is(err, context.DeadlineExceeded) {
+				err = fmt.Errorf("JetStream does not answer: %w", err)
+			}
+			if err != nil {
+				b = Backlog{Stream: b.Stream, Consumer: b.Consumer, Err: fmt.Errorf("backlog of %s: %w", consumerObject(p.spec), err)}
+			}
+			list[i] = b
+		})
 	}
+	asked.Wait()
 	return list
 }
 
@@ -160,8 +169,12 @@ func (s *Source) UndeliveredOn(ctx context.Context, b *Backlog, subject string) 
 	return c.CachedInfo().NumPending, nil
 }
 
-// peekLife is after how long the server removes a consumer that we could not.
-const peekLife = 10 * time.Second
+// peekLife is after how long the server removes a consumer that we could not, within
+// peekRemoval.
+const (
+	peekLife    = 10 * time.Second
+	peekRemoval = time.Second
+)
 
 // peek makes a short-lived consumer of what is undelivered, on one subject or on all
 // that the durable consumer gets.
@@ -182,7 +195,7 @@ func (s *Source) peek(ctx context.Context, b *Backlog, subject string) (natsjs.C
 		return nil, nil, err
 	}
 	return c, func() {
-		ctx, cancel := s.asking(context.WithoutCancel(ctx))
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), peekRemoval)
 		defer cancel()
 		_ = s.conn.js.DeleteConsumer(ctx, b.Stream, c.CachedInfo().Name) // the server does, after peekLife
 	}, nil

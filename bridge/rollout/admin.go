@@ -105,8 +105,8 @@ func Obstacles(ctx context.Context, pool *pgxpool.Pool, p *Plan, waves []Chosen)
 }
 
 // command carries out an operator's decision.
-func command(ctx context.Context, pool *pgxpool.Pool, name string, decide func(*Rollout, *Observation) (Change, error)) (*Rollout, error) {
-	r, _, err := transact(ctx, pool, name, func(ctx context.Context, tx pgx.Tx, r *Rollout) (Change, error) {
+func command(ctx context.Context, db beginner, name string, decide func(*Rollout, *Observation) (Change, error)) (*Rollout, error) {
+	r, _, err := transact(ctx, db, name, func(ctx context.Context, tx pgx.Tx, r *Rollout) (Change, error) {
 		o, err := observe(ctx, tx, r, nil, nil)
 		if err != nil {
 			return Change{}, err

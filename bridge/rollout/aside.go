@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -19,18 +21,16 @@ import (
 // afterwards has the last word.
 //
 // It returns the rollout as it is then, paused now or before; nil where there is none,
-// or none that is concerned.
-func StandAside(ctx context.Context, pool *pgxpool.Pool, tenants []string, by, reason string) (*Rollout, error) {
-	var name string
-	err := pool.QueryRow(ctx, `SELECT name FROM crossfade_rollouts WHERE state IN ('pending', 'running', 'paused')`).Scan(&name)
-	if errors.Is(err, pgx.ErrNoRows) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("look for a rollout to pause: %w", err)
+// or none that is concerned. It waits no longer than patience for a lock; where somebody
+// has one for longer, the wishes must not wait, and the rollout is to be paused after them.
+func StandAside(ctx context.Context, pool *pgxpool.Pool, tenants []string, by, reason string, patience time.Duration) (*Rollout, error) {
+	db := impatient{pool, patience}
+	name, err := db.underWay(ctx)
+	if err != nil || name == "" {
+		return nil, err
 	}
 	concerned := false
-	r, err := command(ctx, pool, name, func(r *Rollout, o *Observation) (Change, error) {
+	r, err := command(ctx, db, name, func(r *Rollout, o *Observation) (Change, error) {
 		if concerned = r.concernedBy(tenants); !concerned || r.State == Paused {
 			return Change{}, nil
 		}
@@ -40,6 +40,39 @@ func StandAside(ctx context.Context, pool *pgxpool.Pool, tenants []string, by, r
 		return nil, err
 	}
 	return r, nil
+}
+
+// impatient begins transactions that wait no longer than patience for one lock.
+type impatient struct {
+	beginner
+	patience time.Duration
+}
+
+// BeginTx begins one.
+func (i impatient) BeginTx(ctx context.Context, o pgx.TxOptions) (pgx.Tx, error) {
+	tx, err := i.beginner.BeginTx(ctx, o)
+	if err != nil {
+		return nil, err
+	}
+	// Zero would be without end.
+	if _, err := tx.Exec(ctx, "SET LOCAL lock_timeout = "+strconv.FormatInt(max(i.patience.Milliseconds(), 1), 10)); err != nil {
+		return nil, errors.Join(err, tx.Rollback(context.WithoutCancel(ctx)))
+	}
+	return tx, nil
+}
+
+// underWay is the name of the rollout under way, "" if there is none.
+func (i impatient) underWay(ctx context.Context) (name string, err error) {
+	err = pgx.BeginTxFunc(ctx, i, pgx.TxOptions{AccessMode: pgx.ReadOnly}, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, `SELECT name FROM crossfade_rollouts WHERE state IN ('pending', 'running', 'paused')`).Scan(&name)
+	})
+	if errors.Is(err, pgx.ErrNoRows) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("look for a rollout to pause: %w", err)
+	}
+	return name, nil
 }
 
 // concernedBy reports whether a rollback goes against what the rollout does. Whom it

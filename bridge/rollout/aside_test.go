@@ -3,6 +3,7 @@ package rollout
 import (
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
@@ -11,7 +12,7 @@ import (
 // rollBack does what `crossfade rollback` does; nil is --all.
 func (g *rig) rollBack(tenants ...string) *Rollout {
 	g.t.Helper()
-	r, err := StandAside(g.t.Context(), g.pool, tenants, "ann", "incident")
+	r, err := StandAside(g.t.Context(), g.pool, tenants, "ann", "incident", 5*time.Second)
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -272,7 +272,11 @@ func refuseUnknown(ctx context.Context, pool *pgxpool.Pool, tenants []string) er
 	if err != nil {
 		return err
 	}
-	known := o.names()
+	return refuse(o.names(), tenants, "check the name, or pass --new")
+}
+
+// refuse fails where a tenant is none of those known, which are sorted.
+func refuse(known, tenants []string, remedy string) error {
 	var unknown []string
 	for _, t := range tenants {
 		if _, ok := slices.BinarySearch(known, t); !ok {
@@ -280,7 +284,7 @@ func refuseUnknown(ctx context.Context, pool *pgxpool.Pool, tenants []string) er
 		}
 	}
 	if len(unknown) > 0 {
-		return usageError{fmt.Errorf("no device is registered under %s: check the name, or pass --new", strings.Join(unknown, ", "))}
+		return usageError{fmt.Errorf("no device is registered under %s: %s", strings.Join(unknown, ", "), remedy)}
 	}
 	return nil
 }

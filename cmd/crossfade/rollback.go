@@ -5,13 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
-	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/crossfade-io/crossfade/bridge/rollout"
-	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/config"
 	"github.com/crossfade-io/crossfade/pipeline"
@@ -32,7 +29,9 @@ type rollbackCommand struct {
 
 // Help is shown by --help below the summary.
 func (rollbackCommand) Help() string {
-	return `Gives MQTT its authority back in one step that waits for nothing, and goes ahead of everything else. It is an operator's own wish for each tenant, so it wins over the flag service, percentages, rollouts and holds: a held tenant goes back to shadow and is held there. Whoever is not held goes on to mqtt once that is proved. A rollout to JetStream that has chosen one of the tenants is paused before, with --all whatever it has chosen; it never moves them again, even if it is resumed (docs/rollouts.md). The wish stays until another one (crossfade flip), or until it is taken back (crossfade flip --clear).
+	return `Gives MQTT its authority back in one step that waits for nothing, and goes ahead of everything else. It is an operator's own wish for each tenant, so it wins over the flag service, percentages, rollouts and holds: a held tenant goes back to shadow and is held there. Whoever is not held goes on to mqtt once that is proved. A rollout to JetStream that has chosen one of the tenants is paused before (or right after, where its row is locked), with --all whatever it has chosen; it never moves them again, even if it is resumed (docs/rollouts.md). The wish stays until another one (crossfade flip), or until it is taken back (crossfade flip --clear).
+
+What other sessions have locked delays nobody else: such a wish is tried again until --timeout, also with --no-wait, and named if it could not be set (exit code 1). If device_registry cannot be read, it goes by the stages and wishes that there are.
 
 Asks first, with the number of tenants. Exit code 3 when the answer was no, or when MQTT does not have authority on every instance within --timeout; the wish stays then.
 
@@ -53,15 +52,18 @@ func (r *rollbackCommand) Run(ctx context.Context, c *console) error {
 		return err
 	}
 	defer pool.Close()
-	o, err := readOverview(ctx, pool)
+	names := slices.Compact(slices.Sorted(slices.Values(r.Tenants)))
+	o, err := readForRollback(ctx, pool, names)
 	if err != nil {
 		return err
 	}
-	names := slices.Compact(slices.Sorted(slices.Values(r.Tenants)))
 	if r.All {
 		names = o.names()
-	} else if err := refuseUnknown(ctx, pool, names); err != nil {
+	} else if err := o.refuse(names); err != nil {
 		return err
+	}
+	if o.unread != nil {
+		fmt.Fprintf(c.err, "%s; going on without it: %s\n", r.unreadMeans(), printable(o.unread.Error()))
 	}
 	names, unnameable := nameable(names)
 	if !r.Yes {
@@ -69,77 +71,30 @@ func (r *rollbackCommand) Run(ctx context.Context, c *console) error {
 			return err
 		}
 	}
-	began := time.Now()
-	aside, notAside := r.stopRollout(ctx, c, pool, names)
-	answers, err := r.wish(ctx, pool, o, names)
-	if err != nil {
-		return errors.Join(err, notAside)
+	w := &wayBack{rollbackCommand: r, console: c, pool: pool, store: flags.OpenStore(pool), overview: o, names: names, began: time.Now()}
+	if err := w.walk(ctx); err != nil {
+		return errors.Join(err, w.notAside)
 	}
-	if notAside != nil { // whoever was in the way may be gone by now
-		aside, notAside = r.stopRollout(ctx, c, pool, names)
+	if err := r.show(c, w); err != nil {
+		return errors.Join(err, w.notAside)
 	}
-	if r.Wait {
-		w := waiter{console: c, pool: pool, goal: goalBack, timeout: r.Timeout, began: began}
-		if err := w.await(ctx, o.followed(answers)); err != nil {
-			return errors.Join(err, notAside)
-		}
-	}
-	if err := r.show(c, answers, aside); err != nil {
-		return errors.Join(err, notAside)
-	}
-	return errors.Join(r.verdict(answers, unnameable), notAside)
+	return errors.Join(w.verdict(unnameable), w.notAside)
 }
 
-// asidePatience bounds what a rollback waits for a rollout's row. The wishes win over
-// the rollout's either way.
-const asidePatience = 2 * time.Second
-
-// stopRollout pauses a rollout that goes the other way, before the wishes are written,
-// and says so at once.
-func (r *rollbackCommand) stopRollout(ctx context.Context, c *console, pool *pgxpool.Pool, names []string) (*rollout.Rollout, error) {
-	names = append([]string{}, names...) // nil would be everybody
+// unreadMeans says what follows from a registry that cannot be read.
+func (r *rollbackCommand) unreadMeans() string {
 	if r.All {
-		names = nil
+		return "device_registry cannot be read, so tenants that have neither a stage nor a wish yet get no wish of their own"
 	}
-	bounded, cancel := context.WithTimeout(ctx, asidePatience)
-	defer cancel()
-	aside, err := rollout.StandAside(bounded, pool, names, who(r.By), r.Reason)
-	if err != nil {
-		return nil, fmt.Errorf("the rollout that is under way could not be paused, and may go on with other tenants: crossfade rollout pause: %w", err)
-	}
-	if aside != nil {
-		fmt.Fprintf(c.err, "rollout %[1]s is paused in wave %[2]d of %[3]d (%[4]s); once resumed it leaves these tenants alone (crossfade rollout resume %[1]s, or abort %[1]s --rollback)\n",
-			aside.Plan.Name, aside.Wave+1, len(aside.Plan.Waves), printable(aside.Why))
-	}
-	return aside, nil
+	return "device_registry cannot be read, so names are not checked"
 }
 
-// wish sets the wishes: those of tenants first, since they bring somebody back now.
-func (r *rollbackCommand) wish(ctx context.Context, pool *pgxpool.Pool, o *overview, names []string) ([]flipped, error) {
-	store := flags.OpenStore(pool)
-	var answers []flipped
-	for some := range slices.Chunk(names, flags.MaxTenantsPerCall) {
-		previous, err := store.SetTargets(ctx, some, flags.MQTT, who(r.By), r.Reason)
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range previous {
-			answers = append(answers, flipped{Tenant: p.Tenant, Wished: stage.MQTT, Before: string(p.Variant)})
-		}
-	}
-	// Those whom nobody runs by come last: nobody follows their wish.
-	slices.SortStableFunc(answers, func(a, b flipped) int { return o.follower(b.Tenant) - o.follower(a.Tenant) })
-	if !r.All {
-		return answers, nil
-	}
-	return answers, errors.Join(store.SetPercent(ctx, 0, flags.MQTT, who(r.By)), store.SetDefault(ctx, flags.MQTT, who(r.By)))
-}
-
-// follower is 1 for tenants that instances know of, and so move.
+// follower is 1 for tenants that instances know of, and so move; also where that cannot
+// be told.
 func (o *overview) follower(tenant string) int {
 	_, fact := o.facts[tenant]
 	_, device := slices.BinarySearch(o.devices, tenant)
-	if fact || device {
+	if fact || device || o.unread != nil {
 		return 1
 	}
 	return 0
@@ -187,36 +142,65 @@ func nameable(names []string) (good, bad []string) {
 	return good, bad
 }
 
-func (r *rollbackCommand) show(c *console, answers []flipped, aside *rollout.Rollout) error {
+func (r *rollbackCommand) show(c *console, w *wayBack) error {
 	if r.Output == "json" {
-		answer := map[string]any{"tenants": append([]flipped{}, answers...)}
-		if aside != nil {
-			answer["rollout"] = rolloutHead(aside)
+		answer := map[string]any{"tenants": append([]flipped{}, w.answers...)}
+		if w.aside != nil {
+			answer["rollout"] = rolloutHead(w.aside)
+		}
+		if len(w.left) > 0 {
+			answer["not_wished"] = w.left
 		}
 		return writeJSON(c.out, answer)
 	}
-	if err := showFlipped(c, answers, r.Wait); err != nil || !r.Wait {
+	if err := showFlipped(c, w.answers, r.Wait); err != nil || !r.Wait {
 		return err
 	}
 	back, last := 0, 0.0
-	for i := range answers {
-		if answers[i].Reached {
+	for i := range w.answers {
+		if w.answers[i].Reached {
 			back++
 		}
-		if answers[i].Seconds != nil {
-			last = max(last, *answers[i].Seconds)
+		if w.answers[i].Seconds != nil {
+			last = max(last, *w.answers[i].Seconds)
 		}
 	}
-	_, err := fmt.Fprintf(c.out, "MQTT has authority for %d of %s on every instance, since %.2fs after the wish at most\n", back, tenants(len(answers)), last)
+	_, err := fmt.Fprintf(c.out, "MQTT has authority for %d of %s on every instance, since %.2fs after the wish at most\n", back, tenants(len(w.answers)+len(w.left)), last)
 	return err
 }
 
-func (r *rollbackCommand) verdict(answers []flipped, unnameable []string) error {
+// verdict is what has not been done, and what to do about it.
+func (w *wayBack) verdict(unnameable []string) error {
+	var errs []error
+	switch {
+	case w.notWished != nil:
+		errs = append(errs, fmt.Errorf("the wishes of %s are not set: %s: %w", tenants(len(w.left)), someNames(w.left), w.notWished))
+	case len(w.left) > 0:
+		errs = append(errs, fmt.Errorf("the wishes of %s are still locked by another session after %v, and are not set: %s (pg_blocking_pids tells which; then repeat)", tenants(len(w.left)), w.Timeout, someNames(w.left)))
+	}
+	if w.notRule != nil {
+		errs = append(errs, fmt.Errorf("the percentage or the default is not set, and may take tenants to JetStream that have no wish of their own: repeat: %w", w.notRule))
+	}
+	if w.All && w.overview.unread != nil {
+		errs = append(errs, errors.New("device_registry could not be read: repeat once it can, for tenants without a stage or wish that follow another flag service"))
+	}
 	if len(unnameable) > 0 {
-		return fmt.Errorf("%d names in the registry are empty or longer than 256 characters, and cannot be wished for: the first is %s", len(unnameable), cell(unnameable[0], 40))
+		errs = append(errs, fmt.Errorf("%d names in the registry are empty or longer than 256 characters, and cannot be wished for: the first is %s", len(unnameable), cell(unnameable[0], 40)))
 	}
-	if r.Wait && slices.ContainsFunc(answers, func(a flipped) bool { return !a.Reached }) {
-		return fmt.Errorf("%w: MQTT does not have authority for every tenant on every instance within %v; the wish stays (see crossfade status; is an instance running?)", errNo, r.Timeout)
+	if len(errs) == 0 && w.Wait && slices.ContainsFunc(w.answers, func(a flipped) bool { return !a.Reached }) {
+		return fmt.Errorf("%w: MQTT does not have authority for every tenant on every instance within %v; the wish stays (see crossfade status; is an instance running?)", errNo, w.Timeout)
 	}
-	return nil
+	return errors.Join(errs...)
+}
+
+// someNames are the first of many, fit to be shown.
+func someNames(names []string) string {
+	shown := make([]string, 0, 11)
+	for _, name := range names[:min(len(names), 10)] {
+		shown = append(shown, cell(name, 64))
+	}
+	if n := len(names) - len(shown); n > 0 {
+		shown = append(shown, fmt.Sprintf("and %d more", n))
+	}
+	return strings.Join(shown, ", ")
 }

@@ -84,6 +84,16 @@ func TestForget(tt *testing.T) {
 	t.answer("no\n")
 	t.want(exitNo, "forget b1", "Is the MQTT session crossfade-b1 gone from the broker?", "nothing was changed")
 	t.want(exitDone, "forget b1 --yes --output json", `"forgotten": "b1"`)
+	t.instance("b2")
+	t.exec(`UPDATE crossfade_instances SET lease_until = now(), mirror_session = 'mirror-b2', mirror_until = now() + interval '1 hour'`)
+	t.answer("no\n")
+	t.want(exitNo, "forget b2", "Are the MQTT sessions crossfade-b2 and mirror-b2 (of its mirror) gone from the broker?", "nothing was changed")
+	t.exec(`UPDATE crossfade_instances SET state = 'stopped', mqtt_session = false, session = NULL, session_until = NULL`)
+	t.want(exitDone, "status", "its mirror's MQTT session is awaited until")
+	t.answer("no\n")
+	t.want(exitNo, "forget b2", "Is the MQTT session mirror-b2 (of its mirror) gone from the broker?", "nothing was changed")
+	t.answer("yes\n")
+	t.want(exitDone, "forget b2", "b2 is forgotten; nothing waits for the MQTT session mirror-b2 (of its mirror) any more")
 	if n := t.count(`SELECT count(*) FROM crossfade_instances`); n != 0 {
 		t.Error("it is still there")
 	}
