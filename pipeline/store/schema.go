@@ -229,12 +229,23 @@ func (c columnSpec) verify(table string, have catalogColumn, exists bool) *Schem
 		return &SchemaProblem{subject, "a generated column", "a column that can be written",
 			fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s DROP EXPRESSION", table, c.name)}
 	case !slices.Contains(c.types, have.typname):
-		return &SchemaProblem{subject, have.display, ddl, fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s TYPE %s%s", table, c.name, ddl, using(have.typname, c.name, ddl))}
+		return &SchemaProblem{subject, have.display, ddl, usedBy[subject] + fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s TYPE %s%s", table, c.name, ddl, using(have.typname, c.name, ddl))}
 	case c.null && have.notNull:
 		return &SchemaProblem{subject, "NOT NULL", "a column that can be NULL", fmt.Sprintf("ALTER TABLE %s ALTER COLUMN %s DROP NOT NULL", table, c.name)}
 	}
 	return nil
 }
+
+// usedBy is what PostgreSQL wants gone before it changes a column's type.
+var usedBy = map[string]string{
+	"device_state.tenant_id":       desiredTriggers,
+	"device_state.device_id":       desiredTriggers,
+	"device_state.desired_state":   desiredTriggers,
+	"device_state.desired_version": desiredTriggers,
+	"device_commands.status":       "drop the index crossfade_commands_queued first and make it again afterwards (pg_get_indexdef shows how): ",
+}
+
+const desiredTriggers = "drop the triggers crossfade_desired_… of device_state first and make them again afterwards (pg_get_triggerdef shows how): "
 
 // using is the conversion without which ALTER … TYPE would fail, or would take
 // the session's time zone for a time that was meant as UTC.
