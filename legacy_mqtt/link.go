@@ -38,6 +38,7 @@ type link struct {
 	downBy   error // what paho said about the end of the connection
 	failures int   // connections that ended before stableAfter, in a row
 	everUp   bool
+	forgiven bool // the end of this connection is no failure
 }
 
 func newLink(cfg *Config, clientID string, broker *url.URL, state error) *link {
@@ -169,15 +170,25 @@ func (l *link) connectionDown() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.up = false
-	if time.Since(l.upSince) < stableAfter {
+	if time.Since(l.upSince) < stableAfter && !l.forgiven {
 		l.failures++
 	} else {
 		l.failures = 0
 	}
+	l.forgiven = false
 	err := l.lost()
 	l.report(err)
 	l.log.Warn("the MQTT connection is lost", "err", err)
 	return !l.over
+}
+
+// forgive is for connections that are lost for a reason that will not come again: the
+// next is made as soon as after a long life.
+func (l *link) forgive() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.forgiven = l.up
+	l.failures = 0
 }
 
 // lost says that and why there is no connection. The caller holds mu.

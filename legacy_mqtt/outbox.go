@@ -21,11 +21,6 @@ import (
 
 var errPublisherClosed = errors.New("mqtt: the publisher is closed")
 
-// mostLosses is how many connections may end while a message is on its way. Some
-// brokers hang up on a message that they do not like, and it must not keep us from
-// publishing others for ever.
-const mostLosses = 10
-
 // outbox is what a publisher has to send and what of it is not confirmed, in order.
 // To paho it is the session: paho tells it of connections and confirmations, and
 // what is sent it writes to the connection itself, since paho's own Publish either
@@ -45,6 +40,7 @@ type outbox struct {
 	sent     uint64    // numbers messages in the order of sending
 	progress time.Time // when something was confirmed last
 	ended    bool
+	suspicion
 }
 
 // limits are the broker's, of one connection.
@@ -62,8 +58,11 @@ type outgoing struct {
 	index  int
 	order  uint64
 	end    uint64 // conn.position after it while it is flying
-	losses int
 	done   bool
+
+	deadline time.Time // zero: none
+	blamed   int       // connections that were lost while it alone was flying
+	suspect  bool      // it is sent by itself
 }
 
 // batch is what one call publishes. outbox.mu protects it until done is closed.
@@ -78,8 +77,8 @@ func newBatch(n int) *batch {
 	return &batch{results: make([]error, n), done: make(chan struct{})}
 }
 
-func (b *batch) add(index int, p *packets.Publish) {
-	b.items = append(b.items, &outgoing{packet: p, batch: b, index: index})
+func (b *batch) add(index int, p *packets.Publish, m *Message) {
+	b.items = append(b.items, &outgoing{packet: p, batch: b, index: index, deadline: m.Deadline, suspect: m.Suspect})
 	b.left++
 }
 
@@ -149,6 +148,7 @@ func (x *outbox) await(ctx context.Context, b *batch, health func() error) {
 		x.mu.Lock()
 		x.holdBack(slices.Values(b.items))
 		b.fail(why)
+		x.flow() // others may have waited for one of these
 		x.mu.Unlock()
 		return
 	}
@@ -165,6 +165,7 @@ func (x *outbox) holdBack(list iter.Seq[*outgoing]) {
 	}
 	for o := range list {
 		if !o.done && c.holds(o.end) {
+			x.abandoned = true
 			c.abandon()
 			return
 		}
@@ -173,14 +174,19 @@ func (x *outbox) holdBack(list iter.Seq[*outgoing]) {
 
 // flow sends what there is room for. The caller holds mu.
 func (x *outbox) flow() {
-	for x.conn != nil && len(x.queue) > 0 && len(x.flying) < x.limits.flying {
+	for x.conn != nil && len(x.queue) > 0 && len(x.flying) < x.allowance() {
 		o := x.queue[0]
 		x.queue[0] = nil
 		x.queue = x.queue[1:]
-		if !o.done { // nobody waits for it any more
+		switch {
+		case o.done: // nobody waits for it any more
+		case o.suspect:
+			x.suspects = append(x.suspects, o)
+		default:
 			x.launch(o)
 		}
 	}
+	x.try()
 }
 
 func (x *outbox) launch(o *outgoing) {
@@ -192,6 +198,15 @@ func (x *outbox) launch(o *outgoing) {
 	case o.packet.Retain && !x.limits.retain:
 		o.finish(&RefusedError{Topic: topic, Code: 0x9A})
 		return
+	}
+	if !o.deadline.IsZero() {
+		left := time.Until(o.deadline)
+		if left <= 0 {
+			o.finish(fmt.Errorf("%w: on %s", ErrExpired, topic))
+			return
+		}
+		seconds := uint32((min(left, maxExpiry) + time.Second - 1) / time.Second)
+		o.packet.Properties.MessageExpiry = &seconds
 	}
 	o.packet.PacketID = x.freeID()
 	var wire bytes.Buffer
@@ -234,13 +249,13 @@ func (x *outbox) end() {
 	defer x.mu.Unlock()
 	x.ended = true
 	x.holdBack(maps.Values(x.flying))
-	for _, o := range x.queue {
+	for _, o := range slices.Concat(x.queue, x.suspects) {
 		o.finish(errPublisherClosed)
 	}
 	for _, o := range x.flying {
 		o.finish(fmt.Errorf("%w: %w", ErrUnconfirmed, errPublisherClosed))
 	}
-	x.queue = nil
+	x.queue, x.suspects = nil, nil
 }
 
 // ConAckReceived begins a connection, if the guard allows it: what the one before has
@@ -250,10 +265,10 @@ func (x *outbox) ConAckReceived(w io.Writer, _ *packets.Connect, ack *packets.Co
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if forbidden != nil {
-		for _, o := range x.queue {
+		for _, o := range slices.Concat(x.queue, x.suspects) {
 			o.finish(fmt.Errorf("%w: %w", ErrUnconfirmed, forbidden))
 		}
-		x.queue = nil
+		x.queue, x.suspects = nil, nil
 		return forbidden
 	}
 	x.limits = limits{flying: x.options.Window, packet: math.MaxUint32, retain: true, qos: 2}
@@ -272,30 +287,30 @@ func (x *outbox) ConAckReceived(w io.Writer, _ *packets.Connect, ack *packets.Co
 		}
 	}
 	x.conn = w
+	x.since, x.proven, x.abandoned = time.Now(), false, false
 	x.flow()
 	return nil
 }
 
 // ConnectionLost puts what was not confirmed back to the head of the queue. It may be
 // told twice of one loss.
-func (x *outbox) ConnectionLost(*packets.Disconnect) error {
+func (x *outbox) ConnectionLost(d *packets.Disconnect) error {
 	x.mu.Lock()
 	defer x.mu.Unlock()
+	ours := x.abandoned
 	x.holdBack(maps.Values(x.flying))
 	x.conn = nil
-	var again []*outgoing
-	for id, o := range x.flying {
-		delete(x.flying, id)
-		o.end = 0
-		if o.losses++; o.losses >= mostLosses {
-			o.finish(fmt.Errorf("%w: %d connections were lost while the message on %s was on its way; does the broker hang up on it?", ErrUnconfirmed, o.losses, o.packet.Topic))
-		}
-		if !o.done {
-			again = append(again, o)
-		}
+	lost := slices.SortedFunc(maps.Values(x.flying), func(a, b *outgoing) int { return cmp.Compare(a.order, b.order) })
+	clear(x.flying)
+	if !ours && !excused(d) {
+		x.blame(lost, d)
 	}
-	slices.SortFunc(again, func(a, b *outgoing) int { return cmp.Compare(a.order, b.order) })
-	x.queue = append(again, x.queue...)
+	x.trial = nil
+	for _, o := range lost {
+		o.end = 0
+	}
+	lost = slices.DeleteFunc(lost, func(o *outgoing) bool { return o.done })
+	x.queue = append(lost, x.queue...)
 	return nil
 }
 
@@ -335,6 +350,7 @@ func (x *outbox) PacketReceived(p *packets.ControlPacket, _ chan<- *packets.Publ
 	}
 	delete(x.flying, ack.PacketID)
 	x.progress = time.Now()
+	x.confirmed(o)
 	if ack.ReasonCode >= 0x80 { // below are successes, also of a message to nobody
 		o.finish(&RefusedError{Topic: o.packet.Topic, Code: ack.ReasonCode, User: x.user})
 	} else {

@@ -13,7 +13,7 @@ import (
 func newBatchOf(n, size int) *batch {
 	b := newBatch(n)
 	for i := range n {
-		b.add(i, &packets.Publish{Topic: "a", QoS: 1, Payload: make([]byte, size), Properties: &packets.Properties{}})
+		b.add(i, &packets.Publish{Topic: "a", QoS: 1, Payload: make([]byte, size), Properties: &packets.Properties{}}, &Message{})
 	}
 	return b
 }
@@ -77,32 +77,5 @@ func TestOutboxKeepsToReceiveMaximum(t *testing.T) {
 	}
 	if err := errors.Join(b.results...); err != nil {
 		t.Error(err)
-	}
-}
-
-// TestOutboxGivesUpOnPoison: a message upon which the broker hangs up every time does
-// not keep others from being sent for ever.
-func TestOutboxGivesUpOnPoison(t *testing.T) {
-	x := newOutbox(t.Context(), DefaultPublisherOptions(), "", time.Second)
-	b := newBatchOf(1, 10)
-	x.send(b)
-	for range mostLosses {
-		var wire bytes.Buffer
-		if err := x.ConAckReceived(&wire, nil, &packets.Connack{}); err != nil {
-			t.Fatal(err)
-		}
-		if ids := published(t, &wire); len(ids) != 1 {
-			t.Fatalf("%d messages were sent, want 1", len(ids))
-		}
-		_ = x.ConnectionLost(nil)
-		_ = x.ConnectionLost(nil) // paho may say it twice
-	}
-	<-b.done
-	if !errors.Is(b.results[0], ErrUnconfirmed) {
-		t.Errorf("given up with %v", b.results[0])
-	}
-	var wire bytes.Buffer
-	if err := x.ConAckReceived(&wire, nil, &packets.Connack{}); err != nil || wire.Len() > 0 {
-		t.Errorf("%d bytes were sent of what was given up (%v)", wire.Len(), err)
 	}
 }

@@ -23,6 +23,14 @@ import (
 // it all the same, so publishing again can make two of it.
 var ErrUnconfirmed = errors.New("mqtt: the broker has not confirmed the message")
 
+// ErrExpired: a message's Deadline was over before the broker confirmed it. It is not
+// sent any more; a connection that was lost before may have taken it.
+var ErrExpired = errors.New("mqtt: the message has expired")
+
+// ErrHangsUp: the broker ends the connection whenever it is sent the message. It comes
+// together with [ErrUnconfirmed].
+var ErrHangsUp = errors.New("mqtt: the broker ends the connection upon the message")
+
 // Message is one to be published, at QoS 1.
 type Message struct {
 	Topic   string // without wildcards
@@ -32,7 +40,14 @@ type Message struct {
 	Retain bool
 	// Expiry is how long the broker may keep it for a subscriber that is away, rounded
 	// up to whole seconds; 0 is without end.
-	Expiry          time.Duration
+	Expiry time.Duration
+	// Deadline, unless it is zero, takes Expiry's place: what is left until then counts
+	// whenever the message is sent, be it for the second time, and past it it is not sent.
+	// Make it with time.Now, whose monotonic clock nobody sets.
+	Deadline time.Time
+	// Suspect is to be set where publishing it before has ended in [ErrHangsUp]: it is
+	// sent by itself, when all else is confirmed.
+	Suspect         bool
 	ContentType     string
 	CorrelationData []byte
 	User            []UserProperty
@@ -103,7 +118,9 @@ func (o PublisherOptions) Validate() error {
 // it. It connects with the first message, reconnects by itself until Close, and
 // sends again what was not confirmed when a connection was lost: a message reaches
 // its subscribers once or, around a loss, several times. The messages of one call
-// are sent in their order, those of different calls in any.
+// are sent in their order, those of different calls in any; but a message that alone
+// was under way when connections were lost comes after all others, since the broker may
+// hang up on it.
 //
 // A message that is not confirmed when its call returns is not sent any more. What the
 // network has taken before that the broker may still read, until it ends the
@@ -139,12 +156,14 @@ func NewPublisher(cfg Config, o PublisherOptions) (*Publisher, error) {
 		id = cfg.ClientID + "-" + o.Name
 	}
 	life, stop := context.WithCancel(context.Background())
-	return &Publisher{
+	p := &Publisher{
 		link:   newLink(&cfg, id, broker, nil),
 		outbox: newOutbox(life, o, cfg.Username, min(cfg.ConnectTimeout, cfg.KeepAlive)),
 		life:   life,
 		stop:   stop,
-	}, nil
+	}
+	p.outbox.forgive = p.link.forgive
+	return p, nil
 }
 
 // Health is nil while connected, and as long as nothing was to be published; otherwise
@@ -153,8 +172,9 @@ func (p *Publisher) Health() error { return p.link.health() }
 
 // Publish returns nil once the broker has confirmed the message, whether or not
 // anybody subscribes to it. Its error is a [*RefusedError], or matches
-// [ErrUnconfirmed] where ctx has ended or Patience is over, or tells what in the
-// message no broker takes.
+// [ErrUnconfirmed] where ctx has ended or Patience is over, and [ErrHangsUp] too where
+// connections end upon the message, or [ErrExpired], or tells what in the message no
+// broker takes.
 func (p *Publisher) Publish(ctx context.Context, m Message) error {
 	return p.PublishAll(ctx, []Message{m})[0]
 }
@@ -169,7 +189,7 @@ func (p *Publisher) PublishAll(ctx context.Context, messages []Message) []error 
 			b.results[i] = err
 			continue
 		}
-		b.add(i, packet)
+		b.add(i, packet, &messages[i])
 	}
 	if len(b.items) == 0 {
 		return b.results

@@ -6,8 +6,7 @@
 --
 -- A row of kind desired or command is a mark: it says that a device's desired state
 -- has changed or that a command exists. What is sent is what device_state and
--- device_commands hold when it is sent. A forged mark can therefore send nothing
--- that is not due anyway, and anybody who may write these tables may write marks.
+-- device_commands hold when it is sent.
 --
 -- Locks: SHARE ROW EXCLUSIVE on device_state and then on device_commands (writers
 -- wait, readers do not), for an instant each but held until the end of this file, and
@@ -17,12 +16,15 @@
 
 -- +goose Up
 
--- A device's lane, of 64. The same for ever, since rows wait in lanes; this is its
--- only definition.
+-- A device's lane, of 64. The same for ever, since rows wait in lanes, and for
+-- everybody, whatever the path: this is its only definition.
 -- +goose StatementBegin
 CREATE FUNCTION crossfade_lane(tenant text, device text) RETURNS smallint
     LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS
-$$ SELECT (get_byte(sha256(convert_to(tenant || '/' || device, 'UTF8')), 0) & 63)::smallint $$;
+$$
+  SELECT (pg_catalog.get_byte(pg_catalog.sha256(pg_catalog.convert_to(
+            tenant OPERATOR(pg_catalog.||) '/' OPERATOR(pg_catalog.||) device, 'UTF8')), 0) OPERATOR(pg_catalog.&) 63)::pg_catalog.int2
+$$;
 -- +goose StatementEnd
 
 -- crossfade_downlink is a queue in lanes, as crossfade_outbox is (00005): a lane is
@@ -97,49 +99,20 @@ CREATE TABLE crossfade_desired_versions (
   PRIMARY KEY (tenant_id, device_id)
 );
 
--- May the current role write the rows of a tenant in this table? It may if it has the
--- privilege, and if row security as 00004 sets it up, where it is on for this role,
--- lets it. Where others have set it up there is no telling: then by privilege alone.
--- +goose StatementBegin
-CREATE FUNCTION crossfade_may_write(target text, tenant text) RETURNS boolean
-    LANGUAGE sql STABLE SET search_path FROM CURRENT AS
-$$
-  SELECT (has_table_privilege(to_regclass(target), 'INSERT, UPDATE, DELETE, TRUNCATE')
-          OR has_any_column_privilege(to_regclass(target), 'INSERT, UPDATE'))
-     AND (tenant IS NULL
-          OR NOT row_security_active(to_regclass(target))
-          OR NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = to_regclass(target) AND polname = 'crossfade_tenant_isolation')
-          OR tenant = nullif(current_setting('app.tenant_id', true), ''))
-$$;
--- +goose StatementEnd
-
--- Triggers run as whoever writes device_state and device_commands (see 00006 for why),
--- so all of them need what the triggers do. They get it by policies that let nobody
--- else do it, and get no more: marks may be added and not read, versions of deleted
--- rows seen and raised by those who may delete the rows and set the versions anyway.
+-- Nobody but the owner reads or writes any of this, also where default privileges let
+-- others at every new table.
 ALTER TABLE crossfade_downlink ENABLE ROW LEVEL SECURITY;
 ALTER TABLE crossfade_downlink_parked ENABLE ROW LEVEL SECURITY;
 ALTER TABLE crossfade_downlink_lanes ENABLE ROW LEVEL SECURITY;
 ALTER TABLE crossfade_desired_published ENABLE ROW LEVEL SECURITY;
 ALTER TABLE crossfade_desired_versions ENABLE ROW LEVEL SECURITY;
-CREATE POLICY crossfade_marks ON crossfade_downlink FOR INSERT WITH CHECK (
-  lane = crossfade_lane(tenant_id, device_id)
-  AND (kind = 'desired' AND crossfade_may_write('device_state', NULL)
-       OR kind = 'command' AND crossfade_may_write('device_commands', NULL)));
-CREATE POLICY crossfade_versions ON crossfade_desired_versions
-  USING (crossfade_may_write('device_state', tenant_id));
-GRANT INSERT (lane, tenant_id, device_id, kind, command_id) ON crossfade_downlink TO PUBLIC;
-GRANT SELECT (tenant_id, device_id, version), INSERT (tenant_id, device_id, version), UPDATE (version)
-   ON crossfade_desired_versions TO PUBLIC;
--- For where functions are nobody's to execute by default.
-GRANT EXECUTE ON FUNCTION crossfade_lane(text, text), crossfade_may_write(text, text) TO PUBLIC;
 
 -- Senders listen on channel crossfade_downlink. No payload, for the table is the
 -- truth; equal notifications of one transaction are folded into one.
 -- +goose StatementBegin
 CREATE FUNCTION crossfade_downlink_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-  PERFORM pg_notify('crossfade_downlink', '');
+  PERFORM pg_catalog.pg_notify('crossfade_downlink', '');
   RETURN NULL;
 END
 $$;
@@ -148,93 +121,146 @@ CREATE TRIGGER crossfade_downlink_notify
   AFTER INSERT ON crossfade_downlink
   FOR EACH STATEMENT EXECUTE FUNCTION crossfade_downlink_notify();
 
--- The version of a desired state: it grows whenever the state changes, by one unless
--- the writer has raised it himself, and never falls.
+-- The triggers' functions run as their owner: who writes device_state and
+-- device_commands, through a view perhaps, needs no privilege on what is ours, nor on
+-- our schema. What makes that safe, where 00006 decided against it:
+--   - Their path is pg_catalog alone, with pg_temp named so that it comes last, and all
+--     that is ours is named with its schema, so that no name or operator in them means
+--     something of the writer's own.
+--   - They take nothing but the row that has fired them.
+--   - Nobody else may execute them, and hence attach them to a table of his own.
+-- Rows without a tenant or a device, which an adopted table may take, are no device's.
 -- +goose StatementBegin
-CREATE FUNCTION crossfade_desired_version() RETURNS trigger
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS
+DO $do$
+DECLARE
+  ours  text := quote_ident(current_schema());
+  state text := (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+                  WHERE c.oid = to_regclass('device_state'));
+  f     record;
+BEGIN
+  -- The version of a desired state: it grows whenever the state changes, by one unless
+  -- the writer has raised it himself, and never falls.
+  EXECUTE format($f$
+CREATE FUNCTION %1$s.crossfade_desired_version() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$
 DECLARE
   lowest bigint := 0;  -- the version has to be above
 BEGIN
-  IF TG_OP = 'UPDATE' AND NEW.tenant_id = OLD.tenant_id AND NEW.device_id = OLD.device_id THEN
+  IF TG_OP = 'UPDATE' AND NEW.tenant_id::text IS NOT DISTINCT FROM OLD.tenant_id::text AND NEW.device_id::text IS NOT DISTINCT FROM OLD.device_id::text THEN
     lowest := coalesce(OLD.desired_version, 0);
     IF NEW.desired_state::text IS NOT DISTINCT FROM OLD.desired_state::text AND coalesce(NEW.desired_version, 0) <= lowest THEN
       NEW.desired_version := OLD.desired_version;
       RETURN NEW;
     END IF;
   END IF;
-  lowest := greatest(lowest, (SELECT v.version FROM crossfade_desired_versions AS v
+  lowest := greatest(lowest, (SELECT v.version FROM %1$s.crossfade_desired_versions AS v
                              WHERE v.tenant_id = NEW.tenant_id::text COLLATE "C" AND v.device_id = NEW.device_id::text COLLATE "C"));
   IF NEW.desired_version IS NULL OR NEW.desired_version <= lowest THEN
     NEW.desired_version := lowest + 1;
   END IF;
   RETURN NEW;
 END
-$$;
--- +goose StatementEnd
+$$
+$f$, ours);
 
--- The mark of a desired state that has changed, and the memory of one that is gone.
--- +goose StatementBegin
-CREATE FUNCTION crossfade_desired_changed() RETURNS trigger
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS
+  -- The mark of a desired state that has changed, and the memory of one that is gone.
+  EXECUTE format($f$
+CREATE FUNCTION %1$s.crossfade_desired_changed() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$
 DECLARE
   gone bigint;
 BEGIN
-  IF TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND (NEW.tenant_id <> OLD.tenant_id OR NEW.device_id <> OLD.device_id) THEN
-    INSERT INTO crossfade_desired_versions AS v (tenant_id, device_id, version)
+  IF (TG_OP = 'DELETE' OR TG_OP = 'UPDATE' AND (NEW.tenant_id::text IS DISTINCT FROM OLD.tenant_id::text OR NEW.device_id::text IS DISTINCT FROM OLD.device_id::text))
+     AND OLD.tenant_id IS NOT NULL AND OLD.device_id IS NOT NULL THEN
+    INSERT INTO %1$s.crossfade_desired_versions AS v (tenant_id, device_id, version)
     VALUES (OLD.tenant_id::text, OLD.device_id::text, coalesce(OLD.desired_version, 0))
         ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = greatest(v.version, EXCLUDED.version);
-    INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind)
-    VALUES (crossfade_lane(OLD.tenant_id::text, OLD.device_id::text), OLD.tenant_id::text, OLD.device_id::text, 'desired');
+    INSERT INTO %1$s.crossfade_downlink (lane, tenant_id, device_id, kind)
+    VALUES (%1$s.crossfade_lane(OLD.tenant_id::text, OLD.device_id::text), OLD.tenant_id::text, OLD.device_id::text, 'desired');
   END IF;
   IF TG_OP = 'DELETE' THEN
     RETURN NULL;
   END IF;
-  INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind)
-  VALUES (crossfade_lane(NEW.tenant_id::text, NEW.device_id::text), NEW.tenant_id::text, NEW.device_id::text, 'desired');
+  IF NEW.tenant_id IS NULL OR NEW.device_id IS NULL THEN
+    RETURN NULL;
+  END IF;
+  INSERT INTO %1$s.crossfade_downlink (lane, tenant_id, device_id, kind)
+  VALUES (%1$s.crossfade_lane(NEW.tenant_id::text, NEW.device_id::text), NEW.tenant_id::text, NEW.device_id::text, 'desired');
   IF TG_OP = 'INSERT' THEN
     -- It may have waited for the transaction that deleted the row before, and been
-    -- numbered without knowing its version.
-    SELECT v.version INTO gone FROM crossfade_desired_versions AS v
+    -- numbered without knowing its version. Only after the wait can this be told. Where
+    -- the table is not ours to update, the sender says so.
+    SELECT v.version INTO gone FROM %1$s.crossfade_desired_versions AS v
      WHERE v.tenant_id = NEW.tenant_id::text COLLATE "C" AND v.device_id = NEW.device_id::text COLLATE "C" AND v.version >= NEW.desired_version;
     IF FOUND THEN
-      UPDATE device_state SET desired_version = gone + 1 WHERE tenant_id = NEW.tenant_id AND device_id = NEW.device_id;
+      BEGIN
+        UPDATE %2$s SET desired_version = gone + 1
+         WHERE tenant_id = NEW.tenant_id AND device_id = NEW.device_id AND desired_version = NEW.desired_version;
+      EXCEPTION WHEN insufficient_privilege THEN
+        NULL;
+      END;
     END IF;
   END IF;
   RETURN NULL;
 END
-$$;
--- +goose StatementEnd
+$$
+$f$, ours, state);
 
--- +goose StatementBegin
-CREATE FUNCTION crossfade_desired_truncated() RETURNS trigger
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS
+  -- TRUNCATE: where row security hides rows from us, or we may not read them, those
+  -- that were published stand for all.
+  EXECUTE format($f$
+CREATE FUNCTION %1$s.crossfade_desired_truncated() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET row_security = off AS
 $$
 BEGIN
-  INSERT INTO crossfade_desired_versions AS v (tenant_id, device_id, version)
-  SELECT tenant_id::text, device_id::text, desired_version FROM device_state WHERE desired_version > 0
-      ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = greatest(v.version, EXCLUDED.version);
-  INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind)
-  SELECT crossfade_lane(tenant_id::text, device_id::text), tenant_id::text, device_id::text, 'desired' FROM device_state WHERE desired_version > 0;
+  BEGIN
+    INSERT INTO %1$s.crossfade_desired_versions AS v (tenant_id, device_id, version)
+    SELECT tenant_id::text, device_id::text, max(desired_version) FROM %2$s
+     WHERE desired_version > 0 AND tenant_id IS NOT NULL AND device_id IS NOT NULL GROUP BY 1, 2
+        ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = greatest(v.version, EXCLUDED.version);
+    INSERT INTO %1$s.crossfade_downlink (lane, tenant_id, device_id, kind)
+    SELECT DISTINCT %1$s.crossfade_lane(tenant_id::text, device_id::text), tenant_id::text, device_id::text, 'desired' FROM %2$s
+     WHERE desired_version > 0 AND tenant_id IS NOT NULL AND device_id IS NOT NULL;
+  EXCEPTION WHEN insufficient_privilege THEN
+    INSERT INTO %1$s.crossfade_desired_versions AS v (tenant_id, device_id, version)
+    SELECT tenant_id, device_id, version FROM %1$s.crossfade_desired_published
+        ON CONFLICT (tenant_id, device_id) DO UPDATE SET version = greatest(v.version, EXCLUDED.version);
+    INSERT INTO %1$s.crossfade_downlink (lane, tenant_id, device_id, kind)
+    SELECT %1$s.crossfade_lane(tenant_id, device_id), tenant_id, device_id, 'desired' FROM %1$s.crossfade_desired_published;
+  END;
   RETURN NULL;
 END
-$$;
--- +goose StatementEnd
+$$
+$f$, ours, state);
 
--- +goose StatementBegin
-CREATE FUNCTION crossfade_commands_queued() RETURNS trigger
-    LANGUAGE plpgsql SET search_path FROM CURRENT AS
+  EXECUTE format($f$
+CREATE FUNCTION %1$s.crossfade_commands_queued() RETURNS trigger
+    LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS
 $$
 BEGIN
-  INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind, command_id)
-  SELECT crossfade_lane(tenant_id::text, device_id::text), tenant_id::text, device_id::text, 'command', command_id::text
-    FROM added WHERE status::text = 'queued' AND published_at IS NULL
+  INSERT INTO %1$s.crossfade_downlink (lane, tenant_id, device_id, kind, command_id)
+  SELECT %1$s.crossfade_lane(tenant_id::text, device_id::text), tenant_id::text, device_id::text, 'command', command_id::text
+    FROM added
+   WHERE status::text = 'queued' AND published_at IS NULL
+     AND tenant_id IS NOT NULL AND device_id IS NOT NULL AND command_id IS NOT NULL
    ORDER BY created_at;
   RETURN NULL;
 END
-$$;
+$$
+$f$, ours);
+
+  -- From PUBLIC, and from whom default privileges let at every new function.
+  FOR f IN
+    SELECT p.oid::regprocedure AS name, a.grantee FROM pg_proc AS p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) AS a
+     WHERE p.pronamespace = current_schema()::regnamespace AND a.grantee <> p.proowner
+       AND p.proname IN ('crossfade_desired_version', 'crossfade_desired_changed', 'crossfade_desired_truncated', 'crossfade_commands_queued')
+  LOOP
+    EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', f.name, CASE WHEN f.grantee = 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(f.grantee)) END);
+  END LOOP;
+END
+$do$;
 -- +goose StatementEnd
 
 -- Who does not own an adopted table may lack the right to make triggers on it, and an
@@ -257,7 +283,7 @@ BEGIN
       ('device_state', $q$CREATE OR REPLACE TRIGGER crossfade_desired_inserted AFTER INSERT ON %s FOR EACH ROW
          WHEN (NEW.desired_version IS DISTINCT FROM 0) EXECUTE FUNCTION crossfade_desired_changed()$q$),
       ('device_state', $q$CREATE OR REPLACE TRIGGER crossfade_desired_updated AFTER UPDATE OF tenant_id, device_id, desired_state, desired_version ON %s FOR EACH ROW
-         WHEN (NEW.desired_version IS DISTINCT FROM OLD.desired_version OR NEW.tenant_id <> OLD.tenant_id OR NEW.device_id <> OLD.device_id)
+         WHEN (NEW.desired_version IS DISTINCT FROM OLD.desired_version OR NEW.tenant_id::text IS DISTINCT FROM OLD.tenant_id::text OR NEW.device_id::text IS DISTINCT FROM OLD.device_id::text)
          EXECUTE FUNCTION crossfade_desired_changed()$q$),
       ('device_state', $q$CREATE OR REPLACE TRIGGER crossfade_desired_deleted AFTER DELETE ON %s FOR EACH ROW
          WHEN (OLD.desired_version IS DISTINCT FROM 0) EXECUTE FUNCTION crossfade_desired_changed()$q$),
@@ -295,5 +321,4 @@ DROP TABLE crossfade_downlink_lanes;
 DROP TABLE crossfade_downlink_parked;
 DROP TABLE crossfade_downlink;
 DROP FUNCTION crossfade_downlink_notify();
-DROP FUNCTION crossfade_may_write(text, text);
 DROP FUNCTION crossfade_lane(text, text);

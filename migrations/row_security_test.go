@@ -185,6 +185,11 @@ func TestTenantsReachNothingElse(t *testing.T) {
 	plant(t, conn, "quarantine_events", "t1")
 	exec(t, conn, `INSERT INTO crossfade_outbox (lane, tenant_id, device_id, route_id, message_id, body) VALUES (0, 't1', 'd1', '1', gen_random_uuid(), '{}')`)
 	exec(t, conn, `INSERT INTO crossfade_outbox_parked SELECT id, tenant_id, device_id, route_id, message_id, body, lane, created_at, now(), 'x' FROM crossfade_outbox`)
+	exec(t, conn, `INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind) VALUES (0, 't1', 'd1', 'desired')`)
+	exec(t, conn, `INSERT INTO crossfade_downlink_parked (id, lane, tenant_id, device_id, kind, created_at, attempts, reason) VALUES (1, 0, 't1', 'd1', 'desired', now(), 1, 'x')`)
+	exec(t, conn, `INSERT INTO crossfade_downlink_lanes (lane, client_id) VALUES (0, 'x')`)
+	exec(t, conn, `INSERT INTO crossfade_desired_published (tenant_id, device_id, version, cleared) VALUES ('t1', 'd1', 1, false)`)
+	exec(t, conn, `INSERT INTO crossfade_desired_versions (tenant_id, device_id, version) VALUES ('t1', 'd1', 1)`)
 	exec(t, conn, `INSERT INTO crossfade_seal (key) VALUES (sha256('x'))`)
 	exec(t, conn, `INSERT INTO crossfade_api_tokens (name, sha256, tenant_id, scopes) VALUES ('x', sha256('x'), 't1', '{read}')`)
 	exec(t, conn, `INSERT INTO crossfade_parity (tenant_id, minute, skew_ms_buckets) VALUES ('t1', now(), '{}')`)
@@ -193,7 +198,8 @@ func TestTenantsReachNothingElse(t *testing.T) {
 	for _, who := range []string{"crossfade_tenant", careless} {
 		asRole(t, conn, who, func() {
 			exec(t, conn, `SET app.tenant_id = 't1'`)
-			for _, table := range []string{"telemetry_default", "quarantine_events_default", "crossfade_outbox", "crossfade_outbox_parked", "crossfade_parity", "crossfade_parity_samples", "crossfade_seal", "crossfade_api_tokens"} {
+			for _, table := range []string{"telemetry_default", "quarantine_events_default", "crossfade_outbox", "crossfade_outbox_parked",
+				"crossfade_downlink", "crossfade_downlink_parked", "crossfade_downlink_lanes", "crossfade_desired_published", "crossfade_desired_versions", "crossfade_parity", "crossfade_parity_samples", "crossfade_seal", "crossfade_api_tokens"} {
 				if who == "crossfade_tenant" {
 					refused(t, conn, `SELECT FROM `+table)
 				} else if n := query[int](t, conn, `SELECT count(*) FROM `+table); n != 0 {

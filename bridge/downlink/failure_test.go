@@ -249,7 +249,12 @@ type answers struct {
 	mu       sync.Mutex
 	codes    map[string][]byte
 	received []string
+	hangUps  int
+	banned   string // the client ID that may not connect
 }
+
+// hangUp in place of a code makes it end the connection.
+const hangUp = 0x01
 
 func (r *rig) answering(codes map[string][]byte) (*answers, string) {
 	r.Helper()
@@ -294,10 +299,15 @@ func (a *answers) serve(c net.Conn) {
 		switch content := p.Content.(type) {
 		case *packets.Connect:
 			answer = packets.NewControlPacket(packets.CONNACK)
+			if a.bans(content.ClientID) {
+				answer.Content.(*packets.Connack).ReasonCode = 0x85
+			}
 		case *packets.Publish:
 			answer = packets.NewControlPacket(packets.PUBACK)
 			ack := answer.Content.(*packets.Puback)
-			ack.PacketID, ack.ReasonCode = content.PacketID, a.take(content)
+			if ack.PacketID, ack.ReasonCode = content.PacketID, a.take(content); ack.ReasonCode == hangUp {
+				return
+			}
 		case *packets.Disconnect:
 			return
 		}
@@ -314,10 +324,24 @@ func (a *answers) take(p *packets.Publish) byte {
 	if list := a.codes[p.Topic]; len(list) > 0 {
 		code, a.codes[p.Topic] = list[0], list[1:]
 	}
-	if code < 0x80 {
+	if code == hangUp {
+		a.hangUps++
+	} else if code < 0x80 {
 		a.received = append(a.received, p.Topic+" "+string(p.Properties.CorrelationData))
 	}
 	return code
+}
+
+func (a *answers) bans(clientID string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return clientID == a.banned
+}
+
+func (a *answers) ban(clientID string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.banned = clientID
 }
 
 func (a *answers) all() []string {

@@ -70,13 +70,14 @@ heads AS (
      WHERE d.m <= d.share
 ),
 contents AS (
-    SELECT h.*, s.state, s.version, p.version AS published_version, p.cleared, k.marks, k.changed,
+    SELECT h.*, s.state, s.version, p.version AS published_version, p.cleared, coalesce(g.version, 0) AS gone, k.marks, k.changed,
            c.status, c.type, c.params, c.sent, c.expires, CASE WHEN h.due THEN h.body::text END AS answer
       FROM heads AS h
       LEFT JOIN LATERAL (
            SELECT desired_state::text AS state, desired_version::int8 AS version FROM device_state
             WHERE tenant_id = h.tenant_id COLLATE "default" AND device_id = h.device_id COLLATE "default") AS s ON h.due AND h.kind = 'desired'
       LEFT JOIN crossfade_desired_published AS p ON h.due AND h.kind = 'desired' AND p.tenant_id = h.tenant_id AND p.device_id = h.device_id
+      LEFT JOIN crossfade_desired_versions AS g ON h.due AND h.kind = 'desired' AND g.tenant_id = h.tenant_id AND g.device_id = h.device_id
       LEFT JOIN LATERAL (
            SELECT array_agg(id) AS marks, max(created_at) AS changed
              FROM (SELECT id, created_at FROM crossfade_downlink
@@ -91,7 +92,7 @@ taken AS (
       FROM (SELECT *, coalesce(octet_length(state), 0) + coalesce(octet_length(params), 0) + coalesce(octet_length(answer), 0) AS size FROM contents) AS c
 )
 SELECT lane, tenant_id, n, cut, device_id, m, more, taken, id, kind, attempts, coalesce(command_id, ''), created_at, clock_timestamp(),
-       marks, changed, CASE WHEN taken THEN coalesce(state, '') ELSE '' END, coalesce(version, 0), published_version, cleared,
+       marks, changed, CASE WHEN taken THEN coalesce(state, '') ELSE '' END, coalesce(version, 0), published_version, cleared, gone,
        coalesce(status, ''), coalesce(type, ''), CASE WHEN taken THEN coalesce(params, '') ELSE '' END, coalesce(sent, false),
        CASE WHEN isfinite(expires) THEN least(expires, now() + interval '200 years') END,
        coalesce(expires = '-infinity', false),
@@ -115,7 +116,7 @@ func scanFound(r pgx.CollectableRow) (f found, err error) {
 	var cleared *bool
 	var past bool
 	err = r.Scan(&f.Lane, &f.Tenant, &f.n, &f.cut, &f.Device, &f.m, &f.more, &f.taken, &f.ID, &f.Kind, &f.Attempts, &f.CommandID, &f.Created, &f.Now,
-		&f.Marks, &changed, &f.State, &f.Version, &version, &cleared,
+		&f.Marks, &changed, &f.State, &f.Version, &version, &cleared, &f.Gone,
 		&f.Status, &f.Type, &f.Params, &f.Sent, &expires, &past, &f.Body)
 	if changed != nil {
 		f.Changed = *changed
@@ -140,6 +141,7 @@ func (p *places) read(ctx context.Context, conn *pgx.Conn, lanes []int16, perLan
 		return nil, false, nil
 	}
 	after, positions := p.arguments(lanes)
+	began := time.Now()
 	result, err := conn.Query(ctx, readLanes, lanes, after, perLane, maxBytes, perLane, positions.lanes, positions.tenants, positions.devices)
 	if err != nil {
 		return nil, false, fmt.Errorf("read crossfade_downlink: %w", err)
@@ -149,6 +151,7 @@ func (p *places) read(ctx context.Context, conn *pgx.Conn, lanes []int16, perLan
 		return nil, false, fmt.Errorf("read crossfade_downlink: %w", err)
 	}
 	for i := range all {
+		all[i].Read = began
 		if all[i].taken {
 			rows = append(rows, all[i].row)
 		}

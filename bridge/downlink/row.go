@@ -35,6 +35,8 @@ type row struct {
 	Created        time.Time
 	// Now is the database's time when the row was read: times are compared by one clock.
 	Now time.Time
+	// Read is this instance's, of the same moment or earlier.
+	Read time.Time
 
 	// Of a desired state: every mark that it stands for, the state as JSON ("" where
 	// there is none), its version (0 for a row that is gone), and what the broker has
@@ -44,6 +46,7 @@ type row struct {
 	State     string
 	Version   int64
 	Published *published
+	Gone      int64 // the last version of a row that was deleted; 0 for none
 
 	// Of a command: "" where the row is gone.
 	Status string
@@ -70,6 +73,7 @@ const (
 	expire         // the same, and the command has expired
 	arrived        // the same, and the device's ack proves that the command was sent
 	park           // it can never be sent as it is
+	tooLow         // its version is to be raised first
 )
 
 // errNever explains why a row is parked.
@@ -114,13 +118,12 @@ func (r *row) planDesired(m *legacy_mqtt.Message) (action, error) {
 	if !strings.HasPrefix(r.State, "{") {
 		return park, errNever{"desired_state is no JSON object; write one"}
 	}
-	if p := r.Published; p != nil {
-		switch {
-		case r.Version == p.Version && !p.Cleared:
-			return skip, nil
-		case r.Version < p.Version:
-			return park, errNever{fmt.Sprintf("desired_version is %d and %d was published before; raise it", r.Version, p.Version)}
-		}
+	p := r.Published
+	switch {
+	case r.Version <= r.Gone, p != nil && r.Version < p.Version:
+		return tooLow, nil
+	case p != nil && r.Version == p.Version && !p.Cleared:
+		return skip, nil
 	}
 	var err error
 	m.Payload, err = encode(struct {
@@ -158,24 +161,21 @@ func (r *row) planCommand(m *legacy_mqtt.Message) (action, error) {
 			return expire, nil
 		}
 		at := r.Expires.UTC()
-		m.Expiry, body.ExpiresAt = min(left, maxExpiry), &at
+		m.Deadline, body.ExpiresAt = r.Read.Add(left), &at
 	}
 	var err error
 	m.Payload, err = encode(body)
 	return send, err
 }
 
-// maxExpiry is the longest that a broker can be told, but for a second.
-const maxExpiry = (1<<32 - 2) * time.Second
-
 func (r *row) planResponse(m *legacy_mqtt.Message) (action, error) {
 	m.Topic += "commands/response"
 	m.CorrelationData = []byte(r.CommandID)
-	m.Expiry = responseExpiry - r.Now.Sub(r.Created)
-	if m.Expiry <= 0 {
+	left := responseExpiry - r.Now.Sub(r.Created)
+	if left <= 0 {
 		return skip, nil
 	}
-	m.Expiry = min(m.Expiry, responseExpiry)
+	m.Deadline = r.Read.Add(min(left, responseExpiry))
 	var err error
 	m.Payload, err = encode(json.RawMessage(r.Body))
 	return send, err
@@ -192,34 +192,60 @@ func encode(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Reason codes of MQTT 5, section 3.4.2.1, with which the same message will always be
-// refused, until somebody has changed something.
-const (
-	notAuthorized        = 0x87
-	topicInvalid         = 0x90
-	payloadFormatInvalid = 0x99
-)
-
-// patientAttempts is how often a row is tried that the publisher does not even send (it
-// is larger than the broker takes, say) before it is parked.
+// patientAttempts is how often a row is tried that fails by itself (the publisher does
+// not even send it, the broker refuses it for a reason that may pass, or hangs up on it)
+// before it is parked.
 const patientAttempts = 5
 
-// judge tells what an attempt to publish comes to: nil for good, errNever for a row
-// that is to be parked, and anything else to be tried again.
-func judge(err error, attempts int) error {
-	if err == nil || errors.Is(err, legacy_mqtt.ErrUnconfirmed) {
-		return err
-	}
+// strikes is how often a row has failed by itself, as far as this Sender knows: another
+// that takes its lane over begins anew.
+type strikes struct {
+	n     int
+	hangs bool // the last time the broker has hung up on it
+	// since is how many messages the broker had answered before the first.
+	since uint64
+}
+
+// Reason codes of MQTT 5, section 3.4.2.1.
+const (
+	// With these the broker is full, or does not say why: it is asked until it is not.
+	unspecified    = 0x80
+	implementation = 0x83
+	quotaExceeded  = 0x97
+	// With these the same message will always be refused, until somebody has changed
+	// something.
+	notAuthorized        = 0x87
+	topicInvalid         = 0x90
+	packetTooLarge       = 0x95
+	payloadFormatInvalid = 0x99
+	retainNotSupported   = 0x9A
+	qosNotSupported      = 0x9B
+)
+
+// verdict is what a failed attempt comes to.
+type verdict int
+
+const (
+	retry  verdict = iota // whatever happens, it is tried again
+	strike                // so it is, until it is parked
+	never                 // it is parked
+)
+
+func judge(err error) verdict {
 	var refused *legacy_mqtt.RefusedError
-	if errors.As(err, &refused) {
-		switch refused.Code {
-		case notAuthorized, topicInvalid, payloadFormatInvalid:
-			return errNever{err.Error()}
-		}
-		return err // the broker is full, or does not say
+	switch {
+	case errors.Is(err, legacy_mqtt.ErrHangsUp):
+		return strike
+	case errors.Is(err, legacy_mqtt.ErrUnconfirmed):
+		return retry
+	case !errors.As(err, &refused):
+		return strike
 	}
-	if attempts+1 < patientAttempts {
-		return err
+	switch refused.Code {
+	case unspecified, implementation, quotaExceeded:
+		return retry
+	case notAuthorized, topicInvalid, packetTooLarge, payloadFormatInvalid, retainNotSupported, qosNotSupported:
+		return never
 	}
-	return errNever{err.Error()}
+	return strike
 }

@@ -1,11 +1,13 @@
 package downlink
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -22,10 +24,14 @@ type Sender struct {
 	evict   func(ctx context.Context, clientID string) error
 
 	unsettled []outcome // not written down yet
-	warned    time.Time // of rows that are parked
-	refused   time.Time // when it was said that PostgreSQL refuses one
+	strikes   map[int64]strikes
+	answered  uint64          // messages that the broker has answered
+	barred    map[string]*bar // by the client ID of a former holder
+	warned    time.Time       // of rows that are parked
+	refused   time.Time       // when it was said that PostgreSQL refuses one
 
 	trouble atomic.Pointer[error]
+	fenced  atomic.Pointer[error] // lanes that cannot be taken over
 	backlog atomic.Pointer[Backlog]
 	lanes   atomic.Int64
 }
@@ -38,7 +44,7 @@ func New(o Options) (*Sender, error) {
 	if err := o.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Sender{o: o, log: o.Logger}
+	s := &Sender{o: o, log: o.Logger, strikes: make(map[int64]strikes), barred: make(map[string]*bar)}
 	s.evict = func(ctx context.Context, clientID string) error { return legacy_mqtt.Evict(ctx, o.MQTT, clientID) }
 	s.metrics = s.newMetrics(o.Registry)
 	return s, nil
@@ -52,6 +58,9 @@ func (s *Sender) Health() error {
 	var err error
 	if e := s.trouble.Load(); e != nil {
 		err = *e
+	}
+	if e := s.fenced.Load(); e != nil {
+		err = errors.Join(*e, err)
 	}
 	b := s.backlog.Load()
 	if b == nil || b.Oldest < slow {
@@ -126,6 +135,7 @@ func (s *Sender) session(ctx context.Context) error {
 			if err := n.balance(ctx); err != nil {
 				return err
 			}
+			s.sayFenced(n.barred)
 			balanced = time.Now()
 			s.lanes.Store(int64(len(n.hold.Held())))
 			s.recovered()
@@ -172,7 +182,7 @@ func (s *Sender) turn(ctx context.Context, n *session) (any, more bool, err erro
 	reading, cancel := uncut(ctx)
 	defer cancel()
 	rows, more, err := n.places.read(reading, n.hold.Conn(), n.hold.Held(), s.o.PerLane, s.o.Bytes)
-	if err != nil || len(rows) == 0 {
+	if err != nil || len(rows)+len(s.unsettled) == 0 {
 		return false, more, err
 	}
 	rows = s.unfinished(rows)
@@ -224,14 +234,31 @@ func (s *Sender) publish(ctx context.Context, n *session, rows []row) error {
 	if len(messages) == 0 {
 		return nil
 	}
+	return s.publishAll(ctx, n, messages, sent)
+}
+
+// publishAll sends messages of rows.
+func (s *Sender) publishAll(ctx context.Context, n *session, messages []legacy_mqtt.Message, sent []*row) error {
+	for i, r := range sent {
+		messages[i].Suspect = s.strikes[r.ID].hangs
+	}
 	through := false
 	var last error
 	bounded, cancel := context.WithTimeout(ctx, mostPublishing)
 	defer cancel()
-	for i, err := range n.publisher.PublishAll(bounded, messages) {
+	before := s.answered
+	results := n.publisher.PublishAll(bounded, messages)
+	for _, err := range results {
+		if _, refused := errors.AsType[*legacy_mqtt.RefusedError](err); refused || err == nil {
+			s.answered++
+		}
+	}
+	for i, err := range results {
 		r := sent[i]
 		if errors.Is(err, legacy_mqtt.ErrUnconfirmed) {
 			n.dirty[r.Lane] = true
+		}
+		if errors.Is(err, legacy_mqtt.ErrUnconfirmed) && !errors.Is(err, legacy_mqtt.ErrHangsUp) {
 			last = err
 			if ctx.Err() != nil {
 				continue // it was not the row's fault
@@ -239,7 +266,7 @@ func (s *Sender) publish(ctx context.Context, n *session, rows []row) error {
 		} else {
 			through = true
 		}
-		s.unsettled = append(s.unsettled, s.tried(r, judge(err, r.Attempts)))
+		s.unsettled = append(s.unsettled, s.tried(r, err, before))
 	}
 	if !through && last != nil {
 		return last
@@ -251,24 +278,63 @@ func (s *Sender) publish(ctx context.Context, n *session, rows []row) error {
 // a minute, and the lanes go with it.
 const mostPublishing = 45 * time.Second
 
-// tried is the outcome of an attempt.
-func (s *Sender) tried(r *row, err error) outcome {
-	var never errNever
+// tried is the outcome of an attempt, before which the broker had answered some
+// messages.
+func (s *Sender) tried(r *row, err error, answered uint64) outcome {
 	switch {
 	case err == nil:
+		delete(s.strikes, r.ID)
 		return newOutcome(r, send, nil)
-	case errors.As(err, &never):
+	case errors.Is(err, legacy_mqtt.ErrExpired):
+		delete(s.strikes, r.ID)
+		if r.Kind == Command {
+			return newOutcome(r, expire, nil)
+		}
+		return newOutcome(r, skip, nil)
+	case s.hopeless(r.ID, err, answered):
+		delete(s.strikes, r.ID)
 		s.warnParked(r, err)
 		return newOutcome(r, park, err)
 	}
 	s.metrics.failed.Inc()
 	o := newOutcome(r, send, err)
-	d := s.o.LastRetry
-	if r.Attempts < 20 {
-		d = min(d, s.o.FirstRetry<<r.Attempts)
-	}
-	o.again = d - rand.N(d/2+1)
+	o.again = s.delay(r.Attempts)
 	return o
+}
+
+// delay is the pause after failure number n, from 0.
+func (s *Sender) delay(n int) time.Duration {
+	d := s.o.LastRetry
+	if n < 20 {
+		d = min(d, s.o.FirstRetry<<n)
+	}
+	return d - rand.N(d/2+1)
+}
+
+// mostStrikes bounds what is remembered of rows; with more they begin anew.
+const mostStrikes = 100_000
+
+// hopeless reports whether a row that has failed is to be parked. One on which the broker
+// hangs up is, if the broker takes others meanwhile: one that hangs up on all is in
+// trouble itself.
+func (s *Sender) hopeless(id int64, err error, answered uint64) bool {
+	switch judge(err) {
+	case never:
+		return true
+	case retry:
+		return false
+	}
+	k, known := s.strikes[id]
+	if !known {
+		k.since = answered
+		if len(s.strikes) >= mostStrikes {
+			clear(s.strikes)
+		}
+	}
+	k.n++
+	k.hangs = errors.Is(err, legacy_mqtt.ErrHangsUp)
+	s.strikes[id] = k
+	return k.n >= patientAttempts && (!k.hangs || s.answered > k.since)
 }
 
 // warnParked speaks for all that are parked in ten seconds; the table has every one.
@@ -283,6 +349,27 @@ func (s *Sender) warnParked(r *row, reason error) {
 // settlePatience bounds the last attempt to take note of what is sent.
 const settlePatience = 2 * time.Second
 
+// mostAgain is how many of the outcomes that PostgreSQL has refused a turn tries again:
+// finding out which of them it still refuses takes two transactions for each.
+const mostAgain = 50
+
+// divide sorts what is unsettled: what was never refused, what was and is due again (the
+// longest due first), and the rest.
+func (s *Sender) divide(now time.Time) (fresh, again, later []outcome) {
+	slices.SortStableFunc(s.unsettled, func(a, b outcome) int { return a.due.Compare(b.due) })
+	for _, o := range s.unsettled {
+		switch {
+		case o.refusals == 0:
+			fresh = append(fresh, o)
+		case len(again) < mostAgain && !o.due.After(now):
+			again = append(again, o)
+		default:
+			later = append(later, o)
+		}
+	}
+	return fresh, again, later
+}
+
 // settle writes down what has become of rows.
 func (s *Sender) settle(ctx context.Context, db database) error {
 	if len(s.unsettled) == 0 {
@@ -293,12 +380,23 @@ func (s *Sender) settle(ctx context.Context, db database) error {
 		defer cancel()
 		ctx = bounded
 	}
-	left, refused, err := settle(ctx, db, s.unsettled)
-	s.metrics.settled(s.unsettled, left)
-	s.unsettled = left
+	fresh, again, later := s.divide(time.Now())
+	s.unsettled = later
+	var refused, failed error
+	for _, list := range [][]outcome{fresh, again} {
+		left, first, err := settle(ctx, db, list)
+		s.metrics.settled(list, left)
+		for i := range left {
+			if o := &left[i]; o.refusals > 0 {
+				o.due = time.Now().Add(s.delay(o.refusals - 1))
+			}
+		}
+		s.unsettled = append(s.unsettled, left...)
+		refused, failed = cmp.Or(refused, first), cmp.Or(failed, err)
+	}
 	if now := time.Now(); refused != nil && now.Sub(s.refused) > 10*time.Second {
 		s.refused = now
 		s.log.Warn("what has become of messages to devices cannot be written down; their devices get nothing more meanwhile", "error", refused)
 	}
-	return err
+	return failed
 }

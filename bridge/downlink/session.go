@@ -33,6 +33,9 @@ type session struct {
 
 	pid   uint32
 	began time.Time // of the database's session, which tells it from a later one of the same pid
+	// barred are former holders that could not be cut off. It is the Sender's.
+	barred map[string]*bar
+	delay  func(n int) time.Duration
 	// dirty are lanes of which a message was not confirmed: it may still be under way.
 	dirty map[int16]bool
 }
@@ -40,7 +43,7 @@ type session struct {
 // openSession joins the senders. It holds no lane before balance. The caller calls
 // close.
 func (s *Sender) openSession(ctx context.Context) (_ *session, err error) {
-	n := &session{pool: s.o.Pool, clientID: s.o.ClientID, evict: s.evict, places: newPlaces(), dirty: make(map[int16]bool)}
+	n := &session{pool: s.o.Pool, clientID: s.o.ClientID, evict: s.evict, places: newPlaces(), barred: s.barred, delay: s.delay, dirty: make(map[int16]bool)}
 	if n.hold, err = lanes.Open(ctx, s.o.Pool.Config().ConnConfig, queue); err != nil {
 		return nil, err
 	}
@@ -82,6 +85,9 @@ SELECT EXISTS (SELECT FROM pg_stat_activity AS a JOIN pg_locks AS l USING (pid)
 func (n *session) balance(ctx context.Context) error {
 	ctx, cancel := uncut(ctx)
 	defer cancel()
+	if err := n.lookAtBars(ctx); err != nil {
+		return err
+	}
 	surplus, wanted, err := n.hold.Look(ctx)
 	switch {
 	case err != nil:
@@ -90,42 +96,6 @@ func (n *session) balance(ctx context.Context) error {
 		return n.release(ctx, surplus)
 	case len(wanted) > 0:
 		return n.take(ctx, wanted)
-	}
-	return nil
-}
-
-// take takes lanes over. What a former holder may still have under way is cut off
-// before the lanes are ours to read; where that cannot be done they go back.
-func (n *session) take(ctx context.Context, wanted []int16) error {
-	taken, err := n.hold.Take(ctx, wanted)
-	if err != nil || len(taken) == 0 {
-		return err
-	}
-	if err := n.fence(ctx, taken); err != nil {
-		return errors.Join(err, n.hold.Release(ctx, taken))
-	}
-	return nil
-}
-
-func (n *session) fence(ctx context.Context, taken []int16) error {
-	var former []string
-	err := n.hold.Conn().QueryRow(ctx, `SELECT coalesce(array_agg(DISTINCT client_id ORDER BY client_id), '{}') FROM crossfade_downlink_lanes WHERE lane = ANY($1)`, taken).Scan(&former)
-	if err != nil {
-		return fmt.Errorf("read crossfade_downlink_lanes: %w", err)
-	}
-	for _, clientID := range former {
-		if err := n.evict(ctx, clientID); err != nil {
-			return fmt.Errorf("cut off the MQTT client that held lanes of the downlink before: %w", err)
-		}
-	}
-	_, err = n.hold.Conn().Exec(ctx, `
-INSERT INTO crossfade_downlink_lanes (lane, client_id) SELECT lane, $2 FROM unnest($1::int2[]) AS lane
-    ON CONFLICT (lane) DO UPDATE SET client_id = EXCLUDED.client_id, since = now()`, taken, n.clientID)
-	if err != nil {
-		return fmt.Errorf("write crossfade_downlink_lanes: %w", err)
-	}
-	for _, lane := range taken {
-		delete(n.dirty, lane) // if it was ours, its connection has been cut off
 	}
 	return nil
 }

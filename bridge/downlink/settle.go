@@ -20,6 +20,9 @@ type outcome struct {
 	again  time.Duration // when a failed one is tried again
 
 	clears bool // a desired state that is none
+
+	refusals int       // by PostgreSQL
+	due      time.Time // when a refused one is written again
 }
 
 // newOutcome lets go of what is not needed to settle: it may be long until PostgreSQL
@@ -112,27 +115,69 @@ type database interface {
 	Begin(ctx context.Context) (pgx.Tx, error)
 }
 
+// mostRefusals is how many transactions one call of settle has PostgreSQL refuse.
+const mostRefusals = 100
+
 // settle writes down what became of rows and returns those that it has to come back to.
 // It may be repeated. Where PostgreSQL refuses a row (a trigger of somebody's raises an
-// error, say) the others are written all the same; refused says what it said.
+// error, say) the others are written all the same; refused is the first that it said.
+// Outcomes that it may still refuse after mostRefusals are left with those that it does
+// refuse: one tenant's trouble bounds what a turn costs the others.
 func settle(ctx context.Context, db database, outcomes []outcome) (left []outcome, refused, err error) {
 	if len(outcomes) == 0 {
 		return nil, nil, nil
 	}
-	left, err = settleTogether(ctx, db, outcomes)
-	if pg, ok := errors.AsType[*pgconn.PgError](err); !ok || !aboutRows(pg.Code) {
-		return left, nil, err
+	// Halves of one tenant's are refused together; the others' are written first.
+	slices.SortStableFunc(outcomes, func(a, b outcome) int { return strings.Compare(a.Tenant, b.Tenant) })
+	parts := [][]outcome{outcomes}
+	for refusals := 0; len(parts) > 0; parts = parts[1:] {
+		part := parts[0]
+		if refusals >= mostRefusals {
+			left = append(left, markRefused(part)...)
+			continue
+		}
+		rest, err := settleTogether(ctx, db, part)
+		for try := 1; unlucky(err) && try < mostUnlucky; try++ {
+			rest, err = settleTogether(ctx, db, part)
+		}
+		pg, ok := errors.AsType[*pgconn.PgError](err)
+		switch {
+		case err == nil:
+			left = append(left, rest...)
+			continue
+		case !ok || !aboutRows(pg.Code):
+			return append(left, slices.Concat(parts...)...), refused, err
+		}
+		refusals++
+		if refused == nil {
+			refused = err
+		}
+		if len(part) == 1 {
+			left = append(left, markRefused(part)...)
+			continue
+		}
+		half := len(part) / 2
+		parts = append(parts, part[:half:half], part[half:])
 	}
-	if len(outcomes) == 1 {
-		return outcomes, err, nil
+	return left, refused, nil
+}
+
+// mostUnlucky is how often a transaction is made that collides with others.
+const mostUnlucky = 5
+
+// unlucky reports whether PostgreSQL has ended a transaction for the sake of another
+// (class 40: a deadlock, say); the same may go through at once.
+func unlucky(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && strings.HasPrefix(pg.Code, "40")
+}
+
+// markRefused counts a refusal more.
+func markRefused(part []outcome) []outcome {
+	for i := range part {
+		part[i].refusals++
 	}
-	half := len(outcomes) / 2
-	left, refused, err = settle(ctx, db, outcomes[:half:half])
-	if err != nil {
-		return slices.Concat(left, outcomes[half:]), refused, err
-	}
-	rest, also, err := settle(ctx, db, outcomes[half:])
-	return slices.Concat(left, rest), errors.Join(refused, also), err
+	return part
 }
 
 // aboutRows reports whether an SQLSTATE may be one row's fault: data, constraints,
@@ -162,6 +207,9 @@ func settleTogether(ctx context.Context, db database, outcomes []outcome) (left 
 			} else {
 				done = append(done, o)
 			}
+		}
+		if err := raise(ctx, tx, done); err != nil {
+			return err
 		}
 		if err := noteDesired(ctx, tx, done); err != nil {
 			return err

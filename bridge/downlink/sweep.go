@@ -2,6 +2,7 @@ package downlink
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
@@ -15,42 +16,21 @@ const (
 	missed  = "missed"
 )
 
-// sweepAtOnce is how many rows one transaction changes or deletes.
-const sweepAtOnce = 1000
-
-// Commands that somebody else holds are left for the next time. Of a command that is
-// past its expiry it does not matter whether it was published.
-const (
-	endExpired = `
-UPDATE device_commands AS k SET status = 'expired'
-  FROM (SELECT tenant_id, command_id FROM device_commands
-         WHERE status = 'queued' AND expires_at <= now() ORDER BY expires_at LIMIT $1
-           FOR NO KEY UPDATE SKIP LOCKED) AS e
- WHERE k.tenant_id = e.tenant_id AND k.command_id = e.command_id AND k.status = 'queued' AND k.expires_at <= now()`
-
-	endMissed = `
-UPDATE device_commands AS k SET status = 'missed'
-  FROM (SELECT tenant_id, command_id FROM device_commands
-         WHERE status = 'queued' AND expires_at IS NULL
-           AND created_at <= now() - make_interval(secs => $2) AND published_at <= now() - make_interval(secs => $2)
-         ORDER BY created_at LIMIT $1
-           FOR NO KEY UPDATE SKIP LOCKED) AS e
- WHERE k.tenant_id = e.tenant_id AND k.command_id = e.command_id AND k.status = 'queued' AND k.expires_at IS NULL`
-)
-
 // sweep ends commands that have expired or are missed, until ctx ends, and tidies up.
 func (s *Sender) sweep(ctx context.Context) {
 	tick := time.NewTicker(s.o.Sweep)
 	defer tick.Stop()
 	var tidied time.Time
+	t := newTidier(s.o.Pool)
+	ending := map[string]*change{expired: newChange(endExpired), missed: newChange(endMissed)}
 	for {
-		if err := s.endCommands(ctx); err != nil && ctx.Err() == nil {
+		if err := s.endCommands(ctx, ending); err != nil && ctx.Err() == nil {
 			s.metrics.sweepFailures.Inc()
-			s.log.Warn("commands could not be looked through for expired and missed ones", "error", err)
+			s.log.Warn("commands could not all be looked through for expired and missed ones", "error", err)
 		}
 		if time.Since(tidied) >= tidyEvery {
 			tidied = time.Now()
-			if err := tidy(ctx, s.o.Pool); err != nil && ctx.Err() == nil {
+			if err := t.tidy(ctx); err != nil && ctx.Err() == nil {
 				s.log.Warn("the downlink could not be tidied", "error", err)
 			}
 		}
@@ -62,29 +42,19 @@ func (s *Sender) sweep(ctx context.Context) {
 	}
 }
 
-func (s *Sender) endCommands(ctx context.Context) error {
-	for _, step := range []struct {
-		status, sql string
-		arguments   []any
-	}{
-		{expired, endExpired, []any{sweepAtOnce}},
-		{missed, endMissed, []any{sweepAtOnce, s.o.Missed.Seconds()}},
-	} {
-		if step.status == missed && s.o.Missed == 0 {
+func (s *Sender) endCommands(ctx context.Context, ending map[string]*change) error {
+	var errs []error
+	for status, c := range ending {
+		if status == missed && s.o.Missed == 0 {
 			continue
 		}
-		for {
-			tag, err := s.o.Pool.Exec(ctx, step.sql, step.arguments...)
-			if err != nil {
-				return fmt.Errorf("set commands to %s: %w", step.status, err)
-			}
-			s.metrics.ended.WithLabelValues(step.status).Add(float64(tag.RowsAffected()))
-			if tag.RowsAffected() < sweepAtOnce {
-				break
-			}
+		n, err := c.run(ctx, s.o.Pool, s.o.Missed)
+		s.metrics.ended.WithLabelValues(status).Add(float64(n))
+		if err != nil {
+			errs = append(errs, fmt.Errorf("set commands to %s: %w", status, err))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 const (
@@ -97,48 +67,59 @@ const (
 // marks of commands that are not to be sent any more, answers that nobody waits for.
 // A sender passes by these anyway; without one, or while the broker is away, this
 // bounds the tables to a row per device and queued command.
+//
+// Rows that a sender holds are left to it.
 var tidying = []string{
 	`DELETE FROM crossfade_downlink WHERE ctid = ANY (ARRAY(
-	    SELECT o.ctid FROM (SELECT ctid, id, max(id) OVER (PARTITION BY lane, tenant_id, device_id) AS last FROM crossfade_downlink WHERE kind = 'desired') AS o
-	     WHERE o.id < o.last LIMIT $1))`,
-	// The ack of a command that nobody has noted as published proves that it was.
-	`UPDATE device_commands SET published_at = least(now(), acked_at) WHERE status = 'delivered' AND published_at IS NULL AND ctid = ANY (ARRAY(
-	    SELECT k.ctid FROM crossfade_downlink AS o JOIN device_commands AS k
-	        ON k.tenant_id = o.tenant_id COLLATE "default" AND k.command_id = o.command_id COLLATE "default" AND k.device_id = o.device_id COLLATE "default"
-	     WHERE o.kind = 'command' AND k.status = 'delivered' AND k.published_at IS NULL
-	     LIMIT $1 FOR NO KEY UPDATE OF k SKIP LOCKED))`,
+	    SELECT o.ctid FROM crossfade_downlink AS o
+	     WHERE o.kind = 'desired' AND EXISTS (SELECT FROM crossfade_downlink AS l
+	           WHERE l.lane = o.lane AND l.tenant_id = o.tenant_id AND l.device_id = o.device_id AND l.kind = 'desired' AND l.id > o.id)
+	     LIMIT $1 FOR UPDATE OF o SKIP LOCKED))`,
 	`DELETE FROM crossfade_downlink WHERE kind = 'command' AND ctid = ANY (ARRAY(
 	    SELECT o.ctid FROM crossfade_downlink AS o
 	     WHERE o.kind = 'command' AND NOT EXISTS (SELECT FROM device_commands AS k
 	           WHERE k.tenant_id = o.tenant_id COLLATE "default" AND k.command_id = o.command_id COLLATE "default" AND k.device_id = o.device_id COLLATE "default"
 	             AND k.status IN ('queued', 'delivered') AND k.published_at IS NULL)
-	     LIMIT $1))`,
+	     LIMIT $1 FOR UPDATE OF o SKIP LOCKED))`,
 	`DELETE FROM crossfade_downlink_parked WHERE kind = 'command' AND ctid = ANY (ARRAY(
 	    SELECT o.ctid FROM crossfade_downlink_parked AS o
 	     WHERE o.kind = 'command' AND NOT EXISTS (SELECT FROM device_commands AS k
 	           WHERE k.tenant_id = o.tenant_id COLLATE "default" AND k.command_id = o.command_id COLLATE "default" AND k.device_id = o.device_id COLLATE "default"
 	             AND k.status = 'queued')
-	     LIMIT $1))`,
+	     LIMIT $1 FOR UPDATE OF o SKIP LOCKED))`,
 	fmt.Sprintf(`DELETE FROM crossfade_downlink WHERE ctid = ANY (ARRAY(
-	    SELECT ctid FROM crossfade_downlink WHERE kind = 'response' AND created_at < now() - make_interval(secs => %d) LIMIT $1))`, int(responseExpiry.Seconds())),
+	    SELECT ctid FROM crossfade_downlink WHERE kind = 'response' AND created_at < now() - make_interval(secs => %d) LIMIT $1 FOR UPDATE SKIP LOCKED))`, int(responseExpiry.Seconds())),
 	fmt.Sprintf(`DELETE FROM crossfade_downlink_parked WHERE ctid = ANY (ARRAY(
-	    SELECT ctid FROM crossfade_downlink_parked WHERE kind = 'response' AND parked_at < now() - make_interval(secs => %d) LIMIT $1))`, int(parkedResponses.Seconds())),
+	    SELECT ctid FROM crossfade_downlink_parked WHERE kind = 'response' AND parked_at < now() - make_interval(secs => %d) LIMIT $1 FOR UPDATE SKIP LOCKED))`, int(parkedResponses.Seconds())),
 }
 
-func tidy(ctx context.Context, pool *pgxpool.Pool) error {
+type tidier struct {
+	pool  *pgxpool.Pool
+	acked *change
+}
+
+func newTidier(pool *pgxpool.Pool) *tidier { return &tidier{pool, newChange(noteAcked)} }
+
+// tidy runs every statement, whatever becomes of the others.
+func (t *tidier) tidy(ctx context.Context) error {
 	const atOnce = 20_000
+	var errs []error
+	if _, err := t.acked.run(ctx, t.pool, 0); err != nil {
+		errs = append(errs, fmt.Errorf("note acknowledged commands as published: %w", err))
+	}
 	for _, statement := range tidying {
 		for {
-			tag, err := pool.Exec(ctx, statement, atOnce)
+			tag, err := t.pool.Exec(ctx, statement, atOnce)
 			if err != nil {
-				return fmt.Errorf("tidy crossfade_downlink: %w", err)
+				errs = append(errs, fmt.Errorf("tidy crossfade_downlink: %w", err))
+				break
 			}
 			if tag.RowsAffected() < atOnce {
 				break
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // KeepTidy is for an instance that sends nothing: it bounds what triggers write into
@@ -146,8 +127,9 @@ func tidy(ctx context.Context, pool *pgxpool.Pool) error {
 func KeepTidy(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) {
 	tick := time.NewTicker(tidyEvery)
 	defer tick.Stop()
+	t := newTidier(pool)
 	for {
-		if err := tidy(ctx, pool); err != nil && ctx.Err() == nil {
+		if err := t.tidy(ctx); err != nil && ctx.Err() == nil {
 			log.Debug("the downlink could not be tidied", "error", err)
 		}
 		select {

@@ -55,6 +55,7 @@ type Hold struct {
 	conn    *pgx.Conn
 	held    []int16 // sorted
 	noticed bool    // a notification came since Begin
+	avoided []int16
 }
 
 // Open connects with a copy of config, and listens for new rows. It holds no lane
@@ -97,6 +98,9 @@ func (h *Hold) Conn() *pgx.Conn { return h.conn }
 // Held are the lanes that are held.
 func (h *Hold) Held() []int16 { return slices.Clone(h.held) }
 
+// Avoid replaces the lanes that Look does not want.
+func (h *Hold) Avoid(lanes []int16) { h.avoided = lanes }
+
 const find = `
 SELECT (SELECT count(DISTINCT pid)
           FROM pg_locks
@@ -119,6 +123,7 @@ func (h *Hold) Look(ctx context.Context) (surplus, wanted []int16, err error) {
 	if len(h.held) > share {
 		return slices.Clone(h.held[share:]), nil, nil
 	}
+	free = slices.DeleteFunc(free, func(l int16) bool { return slices.Contains(h.avoided, l) })
 	if len(h.held) == share || len(free) == 0 {
 		return nil, nil, nil
 	}
