@@ -1,6 +1,7 @@
 package bridge_test
 
 import (
+	"strings"
 	"testing"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
@@ -19,6 +20,10 @@ func TestFleetIsStoredOnce(t *testing.T) {
 	}
 	wish(flags.Shadow)
 	i := s.start(s.config("a"))
+	await(t, "it leads and its sessions are proved in its era, so that nothing is processed for want of that", func() bool {
+		text := i.metrics()
+		return metric(t, text, "crossfade_leader") == 1 && strings.Contains(text, "crossfade_mqtt_session_proved 1") && strings.Contains(text, "crossfade_mirror_session_proved 1")
+	})
 	c := fleet.DefaultConfig()
 	c.Rate, c.PerDevice = 3000, 100
 	c.Record = s.play(c)

@@ -175,7 +175,7 @@ func TestLockedCommandHoldsUpNobody(t *testing.T) {
 func TestRefusedRowHoldsUpNobody(t *testing.T) {
 	r := newRig(t)
 	r.listen("#")
-	r.exec(`CREATE FUNCTION stubborn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.command_id = 'c3' THEN RAISE EXCEPTION 'no'; END IF; RETURN NEW; END $$`)
+	r.exec(`CREATE FUNCTION stubborn() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.command_id = 'c3' THEN RAISE EXCEPTION 'no' USING ERRCODE = '45000'; END IF; RETURN NEW; END $$`)
 	r.exec(`CREATE TRIGGER stubborn BEFORE UPDATE ON device_commands FOR EACH ROW EXECUTE FUNCTION stubborn()`)
 	r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) SELECT 't1', 'c' || i, 'd' || i, 'x' FROM generate_series(0, 9) AS i`)
 	r.start(r.options("a"))
@@ -419,6 +419,9 @@ func TestTidy(t *testing.T) {
 	}
 	r.command("d1", "c1")
 	r.command("d1", "c2")
+	r.desire("d3", `{"v": 0}`)
+	r.command("d3", "c3") // which goes between the two
+	r.desire("d3", `{"v": 1}`)
 	r.exec(`UPDATE device_commands SET status = 'delivered' WHERE command_id = 'c2'`)
 	r.exec(`INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind, command_id, body, created_at) VALUES (0, 't1', 'd1', 'response', 'c0', '{}', now() - interval '61 minutes')`)
 	ctx, cancel := context.WithCancel(t.Context())
@@ -426,6 +429,5 @@ func TestTidy(t *testing.T) {
 	tidying.Go(func() { downlink.KeepTidy(ctx, r.pool, r.options("").Logger) })
 	defer tidying.Wait()
 	defer cancel()
-	r.becomes("3", `SELECT count(*) FROM crossfade_downlink`)
-	r.becomes("d1 command, d1 desired, d2 desired", `SELECT string_agg(device_id || ' ' || kind, ', ' ORDER BY device_id, kind) FROM crossfade_downlink`)
+	r.becomes("d1 desired, d1 command, d2 desired, d3 desired, d3 command, d3 desired", `SELECT string_agg(device_id || ' ' || kind, ', ' ORDER BY device_id, id) FROM crossfade_downlink`)
 }

@@ -156,10 +156,24 @@ func settle(ctx context.Context, db database, outcomes []outcome) (left []outcom
 			left = append(left, markRefused(part)...)
 			continue
 		}
-		half := len(part) / 2
+		half := middle(part)
 		parts = append(parts, part[:half:half], part[half:])
 	}
 	return left, refused, nil
+}
+
+// middle is where outcomes, sorted by tenant, are split: between tenants as long as there
+// are several, so that those beside a tenant that is refused are soon apart from it.
+func middle(part []outcome) int {
+	half := len(part) / 2
+	if part[0].Tenant == part[len(part)-1].Tenant {
+		return half
+	}
+	same := func(o outcome) bool { return o.Tenant == part[half].Tenant }
+	if first := slices.IndexFunc(part, same); first > 0 {
+		return first
+	}
+	return slices.IndexFunc(part, func(o outcome) bool { return !same(o) })
 }
 
 // mostUnlucky is how often a transaction is made that collides with others.
@@ -180,15 +194,15 @@ func markRefused(part []outcome) []outcome {
 	return part
 }
 
-// aboutRows reports whether an SQLSTATE may be one row's fault: data, constraints,
-// what a trigger raises, a privilege that it lacks, and a lock that somebody holds.
+// aboutRows reports whether an SQLSTATE may be one row's fault, as whatever a trigger of
+// somebody's raises may: it is, unless it tells of the connection, the transaction, the
+// server or its means. A statement that fails for every row costs mostRefusals tries.
 func aboutRows(code string) bool {
-	const insufficientPrivilege, lockNotAvailable = "42501", "55P03"
 	switch code[:min(2, len(code))] {
-	case "22", "23", "44", "54", "P0":
-		return true
+	case "08", "25", "28", "40", "53", "57", "58", "XX", "":
+		return false
 	}
-	return code == insufficientPrivilege || code == lockNotAvailable
+	return true
 }
 
 // settleTogether does so in one transaction, and leaves commands that somebody else

@@ -63,17 +63,17 @@ const (
 	parkedResponses = 7 * 24 * time.Hour
 )
 
-// What has become pointless: marks that a later one of the same device stands for,
+// What has become pointless: marks that the next one of the same device stands for,
 // marks of commands that are not to be sent any more, answers that nobody waits for.
 // A sender passes by these anyway; without one, or while the broker is away, this
-// bounds the tables to a row per device and queued command.
+// bounds the tables to about a row per device and two per queued command or answer.
 //
 // Rows that a sender holds are left to it.
 var tidying = []string{
 	`DELETE FROM crossfade_downlink WHERE ctid = ANY (ARRAY(
 	    SELECT o.ctid FROM crossfade_downlink AS o
-	     WHERE o.kind = 'desired' AND EXISTS (SELECT FROM crossfade_downlink AS l
-	           WHERE l.lane = o.lane AND l.tenant_id = o.tenant_id AND l.device_id = o.device_id AND l.kind = 'desired' AND l.id > o.id)
+	     WHERE o.kind = 'desired' AND (SELECT l.kind FROM crossfade_downlink AS l
+	           WHERE l.lane = o.lane AND l.tenant_id = o.tenant_id AND l.device_id = o.device_id AND l.id > o.id ORDER BY l.id LIMIT 1) = 'desired'
 	     LIMIT $1 FOR UPDATE OF o SKIP LOCKED))`,
 	`DELETE FROM crossfade_downlink WHERE kind = 'command' AND ctid = ANY (ARRAY(
 	    SELECT o.ctid FROM crossfade_downlink AS o
