@@ -15,12 +15,18 @@ import (
 // bar is what keeps lanes from being taken over: the MQTT client that held them before
 // cannot be cut off.
 type bar struct {
-	lanes    []int16
+	lanes    records
 	err      error
 	failures int
 	until    time.Time // when it is tried again
 	told     bool
 }
+
+// records are lanes that a client is recorded to hold, and since when. A record that is
+// renewed is another one: the client has come back by itself, and left again or not.
+type records map[int16]time.Time
+
+func (r records) slice() []int16 { return slices.Collect(maps.Keys(r)) }
 
 // mostFencing bounds what cutting off former holders takes of a turn.
 const mostFencing = 10 * time.Second
@@ -32,7 +38,7 @@ func (n *session) lookAtBars(ctx context.Context) error {
 		n.hold.Avoid(nil)
 		return nil
 	}
-	rows, err := n.hold.Conn().Query(ctx, `SELECT lane, client_id FROM crossfade_downlink_lanes WHERE client_id = ANY($1)`, slices.Collect(maps.Keys(n.barred)))
+	rows, err := n.hold.Conn().Query(ctx, `SELECT lane, client_id, since FROM crossfade_downlink_lanes WHERE client_id = ANY($1)`, slices.Collect(maps.Keys(n.barred)))
 	if err != nil {
 		return fmt.Errorf("read crossfade_downlink_lanes: %w", err)
 	}
@@ -42,24 +48,28 @@ func (n *session) lookAtBars(ctx context.Context) error {
 	}
 	var avoid []int16
 	for clientID, b := range n.barred {
-		b.lanes = recorded[clientID]
+		maps.DeleteFunc(b.lanes, func(lane int16, since time.Time) bool { return !recorded[clientID][lane].Equal(since) })
 		switch {
-		case len(b.lanes) == 0: // somebody else has taken them over, or an operator has deleted the record
+		case len(b.lanes) == 0: // somebody has taken them over, or an operator has deleted the record
 			delete(n.barred, clientID)
 		case time.Now().Before(b.until):
-			avoid = append(avoid, b.lanes...)
+			avoid = append(avoid, b.lanes.slice()...)
 		}
 	}
 	n.hold.Avoid(avoid)
 	return nil
 }
 
-func byClient(rows pgx.Rows) (map[string][]int16, error) {
-	lanes := make(map[string][]int16)
+func byClient(rows pgx.Rows) (map[string]records, error) {
+	lanes := make(map[string]records)
 	var lane int16
 	var clientID string
-	_, err := pgx.ForEachRow(rows, []any{&lane, &clientID}, func() error {
-		lanes[clientID] = append(lanes[clientID], lane)
+	var since time.Time
+	_, err := pgx.ForEachRow(rows, []any{&lane, &clientID, &since}, func() error {
+		if lanes[clientID] == nil {
+			lanes[clientID] = make(records)
+		}
+		lanes[clientID][lane] = since
 		return nil
 	})
 	if err != nil {
@@ -89,7 +99,7 @@ func (n *session) take(ctx context.Context, wanted []int16) error {
 // fence cuts former holders of lanes off and enters this one. It returns the lanes of
 // which it could not.
 func (n *session) fence(ctx context.Context, taken []int16) (barred []int16, err error) {
-	rows, err := n.hold.Conn().Query(ctx, `SELECT lane, client_id FROM crossfade_downlink_lanes WHERE lane = ANY($1)`, taken)
+	rows, err := n.hold.Conn().Query(ctx, `SELECT lane, client_id, since FROM crossfade_downlink_lanes WHERE lane = ANY($1)`, taken)
 	if err != nil {
 		return nil, fmt.Errorf("read crossfade_downlink_lanes: %w", err)
 	}
@@ -101,7 +111,7 @@ func (n *session) fence(ctx context.Context, taken []int16) (barred []int16, err
 	defer cancel()
 	for _, clientID := range slices.Sorted(maps.Keys(former)) {
 		if !n.cutOff(bounded, clientID, former[clientID]) {
-			barred = append(barred, former[clientID]...)
+			barred = append(barred, former[clientID].slice()...)
 		}
 	}
 	ours := slices.DeleteFunc(slices.Clone(taken), func(l int16) bool { return slices.Contains(barred, l) })
@@ -117,9 +127,10 @@ INSERT INTO crossfade_downlink_lanes (lane, client_id) SELECT lane, $2 FROM unne
 	return barred, nil
 }
 
-func (n *session) cutOff(ctx context.Context, clientID string, lanes []int16) bool {
+func (n *session) cutOff(ctx context.Context, clientID string, lanes records) bool {
 	b := n.barred[clientID]
 	if b != nil && time.Now().Before(b.until) {
+		maps.Copy(b.lanes, lanes)
 		return false
 	}
 	err := n.evict(ctx, clientID)
@@ -128,10 +139,11 @@ func (n *session) cutOff(ctx context.Context, clientID string, lanes []int16) bo
 		return true
 	}
 	if b == nil {
-		b = &bar{}
+		b = &bar{lanes: make(records)}
 		n.barred[clientID] = b
 	}
-	b.lanes, b.err, b.until = lanes, err, time.Now().Add(n.delay(b.failures))
+	maps.Copy(b.lanes, lanes)
+	b.err, b.until = err, time.Now().Add(n.delay(b.failures))
 	b.failures++
 	return false
 }

@@ -121,6 +121,31 @@ func TestLaneThatCannotBeFenced(t *testing.T) {
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink_lanes WHERE client_id <> 'a'`)
 }
 
+// TestFormerHolderComesBack: a former holder that cannot be cut off is no trouble any more
+// once it has come back by itself and holds its lanes.
+func TestFormerHolderComesBack(t *testing.T) {
+	r := newRig(t)
+	a, url := r.answering(nil)
+	a.ban("b")
+	o := r.options("a")
+	o.MQTT.URL, o.LastRetry = url, time.Minute // it is not going to be tried again
+	r.exec(`INSERT INTO crossfade_downlink_lanes (lane, client_id) SELECT lane, 'b' FROM generate_series(0, 31) AS lane`)
+	s, _ := r.start(o)
+	eventually(t, "health to name it", func() bool {
+		err := s.Health()
+		return err != nil && strings.Contains(err.Error(), "devices of 32 of the 64 lanes")
+	})
+	_, stop := r.start(r.options("b"))
+	eventually(t, "health", func() bool { return s.Health() == nil })
+	r.becomes("true", `SELECT count(*) FILTER (WHERE client_id = 'a') > 10 AND count(*) FILTER (WHERE client_id = 'b') > 10 FROM crossfade_downlink_lanes`)
+	// It leaves in order: nobody is to be cut off.
+	stop()
+	r.becomes("64", `SELECT count(*) FROM crossfade_downlink_lanes WHERE client_id = 'a'`)
+	if err := s.Health(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestManyRefusedRows: thousands of outcomes that PostgreSQL refuses hold up nobody else,
 // and are written once it takes them.
 func TestManyRefusedRows(t *testing.T) {

@@ -149,7 +149,7 @@ func (r *rig) listen(filters ...string) {
 	must(r.T, err)
 	var subscriptions []paho.SubscribeOptions
 	for _, f := range filters {
-		subscriptions = append(subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1, RetainAsPublished: true})
+		subscriptions = append(subscriptions, paho.SubscribeOptions{Topic: f, QoS: 1, RetainAsPublished: true, RetainHandling: 1})
 	}
 	subscribed := make(chan error, 100)
 	c := autopaho.ClientConfig{
