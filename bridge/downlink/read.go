@@ -3,11 +3,11 @@ package downlink
 import (
 	"context"
 	"fmt"
-	"maps"
-	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/internal/lanes"
 )
 
 // readLanes takes the first row of devices, with all that is needed to send it, in one
@@ -140,9 +140,9 @@ func (p *places) read(ctx context.Context, conn *pgx.Conn, lanes []int16, perLan
 	if len(lanes) == 0 {
 		return nil, false, nil
 	}
-	after, positions := p.arguments(lanes)
+	after, positions := p.Arguments(lanes)
 	began := time.Now()
-	result, err := conn.Query(ctx, readLanes, lanes, after, perLane, maxBytes, perLane, positions.lanes, positions.tenants, positions.devices)
+	result, err := conn.Query(ctx, readLanes, lanes, after, perLane, maxBytes, perLane, positions.Lanes, positions.Tenants, positions.Devices)
 	if err != nil {
 		return nil, false, fmt.Errorf("read crossfade_downlink: %w", err)
 	}
@@ -159,24 +159,9 @@ func (p *places) read(ctx context.Context, conn *pgx.Conn, lanes []int16, perLan
 	return rows, p.move(all), nil
 }
 
-// places is where the rings of tenants and devices go on. It matters for fairness
-// only: it may be lost at any time.
-type places struct {
-	tenants map[int16]string      // by lane, where there are more tenants than one turn shows
-	devices map[laneTenant]string // likewise by tenant
-}
-
-type laneTenant struct {
-	lane   int16
-	tenant string
-}
-
-// maxPlaces bounds what is remembered, and sent with every statement.
-const maxPlaces = 10_000
-
-func newPlaces() *places {
-	return &places{tenants: make(map[int16]string), devices: make(map[laneTenant]string)}
-}
+// places moves on with what was read. A lane's tenant is kept only where there are
+// more tenants than one turn shows.
+type places struct{ lanes.Places }
 
 // keys are rows or devices, column by column.
 type keys struct {
@@ -188,44 +173,25 @@ func (k *keys) add(lane int16, tenant, device string) {
 	k.lanes, k.tenants, k.devices = append(k.lanes, lane), append(k.tenants, tenant), append(k.devices, device)
 }
 
-// arguments are the tenants to begin after, for each lane, and the devices.
-func (p *places) arguments(lanes []int16) (after []*string, devices keys) {
-	maps.DeleteFunc(p.tenants, func(lane int16, _ string) bool { return !slices.Contains(lanes, lane) })
-	maps.DeleteFunc(p.devices, func(k laneTenant, _ string) bool { return !slices.Contains(lanes, k.lane) })
-	for _, lane := range lanes {
-		if tenant, ok := p.tenants[lane]; ok {
-			after = append(after, &tenant)
-		} else {
-			after = append(after, nil)
-		}
-	}
-	for k, device := range p.devices {
-		devices.add(k.lane, k.tenant, device)
-	}
-	return after, devices
-}
-
 // move goes on to the last of each ring, and tells whether any goes on.
 func (p *places) move(all []found) (more bool) {
-	clear(p.tenants)
+	clear(p.Tenants)
 	lastTenant := make(map[int16]int)
-	lastDevice := make(map[laneTenant]int)
+	lastDevice := make(map[lanes.Tenant]int)
 	for i := range all {
 		f := &all[i]
 		if f.cut && f.n > lastTenant[f.Lane] {
-			lastTenant[f.Lane], p.tenants[f.Lane] = f.n, f.Tenant
+			lastTenant[f.Lane], p.Tenants[f.Lane] = f.n, f.Tenant
 		}
-		key := laneTenant{f.Lane, f.Tenant}
+		key := lanes.Tenant{Lane: f.Lane, Tenant: f.Tenant}
 		switch {
 		case !f.more:
-			delete(p.devices, key)
+			delete(p.Devices, key)
 		case f.m > lastDevice[key]:
-			lastDevice[key], p.devices[key] = f.m, f.Device
+			lastDevice[key], p.Devices[key] = f.m, f.Device
 		}
 		more = more || f.more || f.cut
 	}
-	if len(p.devices) > maxPlaces {
-		clear(p.devices)
-	}
+	p.Bound()
 	return more
 }

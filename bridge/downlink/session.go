@@ -43,7 +43,7 @@ type session struct {
 // openSession joins the senders. It holds no lane before balance. The caller calls
 // close.
 func (s *Sender) openSession(ctx context.Context) (_ *session, err error) {
-	n := &session{pool: s.o.Pool, clientID: s.o.ClientID, evict: s.evict, places: newPlaces(), barred: s.barred, delay: s.delay, dirty: make(map[int16]bool)}
+	n := &session{pool: s.o.Pool, clientID: s.o.ClientID, evict: s.evict, places: &places{lanes.NewPlaces()}, barred: s.barred, delay: s.delay, dirty: make(map[int16]bool)}
 	if n.hold, err = lanes.Open(ctx, s.o.Pool.Config().ConnConfig, queue); err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ func (s *Store) OpenLanes(ctx context.Context) (*Lanes, error) {
 	if err != nil {
 		return nil, translate("open the outbox", err)
 	}
-	return &Lanes{hold: hold, places: newPlaces()}, nil
+	return &Lanes{hold: hold, places: places{lanes.NewPlaces()}}, nil
 }
 
 // Close gives the lanes back. It takes a second at most.

@@ -2,10 +2,10 @@ package store
 
 import (
 	"context"
-	"maps"
-	"slices"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/internal/lanes"
 )
 
 // readOutbox takes a share of each lane's rows for every tenant that has any, and of
@@ -105,9 +105,9 @@ func (l *Lanes) Read(ctx context.Context, perLane, maxBytes int, except []string
 	if except == nil {
 		except = []string{}
 	}
-	after, positions := l.places.arguments(held)
+	after, positions := l.places.Arguments(held)
 	rows, err := l.hold.Conn().Query(ctx, readOutbox, held, after, perLane, max(maxBytes/len(held), 1), perLane+min(len(except), maxRestingPassed),
-		except, positions.lanes, positions.tenants, positions.devices)
+		except, positions.Lanes, positions.Tenants, positions.Devices)
 	if err != nil {
 		return nil, translate("read crossfade_outbox", err)
 	}
@@ -137,49 +137,16 @@ type passed struct {
 	more    bool // there are devices after this one
 }
 
-// places is where the rings of tenants and devices go on. It matters for fairness
-// only: it may be lost at any time.
-type places struct {
-	tenants map[int16]string      // by lane
-	devices map[laneTenant]string // of tenants that had more devices than were read
-}
-
-type laneTenant struct {
-	lane   int16
-	tenant string
-}
-
-// maxPlaces bounds what is remembered, and sent with every statement.
-const maxPlaces = 10_000
-
-func newPlaces() places {
-	return places{tenants: make(map[int16]string), devices: make(map[laneTenant]string)}
-}
-
-// arguments are the tenants to begin after, for each lane, and the devices.
-func (p *places) arguments(lanes []int16) (after []*string, devices outboxKeys) {
-	maps.DeleteFunc(p.tenants, func(lane int16, _ string) bool { return !slices.Contains(lanes, lane) })
-	maps.DeleteFunc(p.devices, func(k laneTenant, _ string) bool { return !slices.Contains(lanes, k.lane) })
-	for _, lane := range lanes {
-		if tenant, ok := p.tenants[lane]; ok {
-			after = append(after, &tenant)
-		} else {
-			after = append(after, nil)
-		}
-	}
-	for k, device := range p.devices {
-		devices.add(&OutboxRow{Lane: k.lane, Tenant: k.tenant, Device: device})
-	}
-	return after, devices
-}
+// places moves on with what was read.
+type places struct{ lanes.Places }
 
 // move goes on to the last of each ring before the first that got nothing.
 func (p *places) move(found []passed) {
-	end := make(map[int16]int)           // the number of a lane's first tenant that got nothing
-	last := make(map[laneTenant]*passed) // the tenant's last device that was read
+	end := make(map[int16]int)             // the number of a lane's first tenant that got nothing
+	last := make(map[lanes.Tenant]*passed) // the tenant's last device that was read
 	for i := range found {
 		r := &found[i]
-		key := laneTenant{r.Lane, r.Tenant}
+		key := lanes.Tenant{Lane: r.Lane, Tenant: r.Tenant}
 		switch {
 		case r.m > 0:
 			if l := last[key]; l == nil || r.m > l.m {
@@ -193,20 +160,18 @@ func (p *places) move(found []passed) {
 	}
 	for key, r := range last {
 		if r.more {
-			p.devices[key] = r.Device
+			p.Devices[key] = r.Device
 		} else {
-			delete(p.devices, key)
+			delete(p.Devices, key)
 		}
 	}
-	if len(p.devices) > maxPlaces {
-		clear(p.devices)
-	}
-	clear(p.tenants)
+	p.Bound()
+	clear(p.Tenants)
 	reached := make(map[int16]int)
 	for i := range found {
 		r := &found[i]
 		if n, ok := end[r.Lane]; (!ok || r.n < n) && r.n > reached[r.Lane] {
-			reached[r.Lane], p.tenants[r.Lane] = r.n, r.Tenant
+			reached[r.Lane], p.Tenants[r.Lane] = r.n, r.Tenant
 		}
 	}
 }
