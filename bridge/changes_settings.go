@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline/check"
 )
 
@@ -82,7 +83,7 @@ func (a *appSettings) follow(ctx context.Context) {
 			a.log.Warn("app_settings cannot be read; the settings stay as they are", "error", err)
 		}
 		a.failing = err != nil
-		sleep(ctx, appSettingsPause)
+		backoff.Sleep(ctx, appSettingsPause)
 		select {
 		case <-ctx.Done():
 		case <-a.changed:

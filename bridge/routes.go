@@ -5,13 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/jetstream"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
@@ -141,7 +141,7 @@ func (o *outbox) run(ctx context.Context) {
 		if time.Since(began) > lastOutboxRetry {
 			delay = firstOutboxRetry // it had worked for a while
 		}
-		pause(ctx, delay/2+rand.N(delay/2+1))
+		backoff.Sleep(ctx, backoff.Jitter(delay))
 		delay = min(2*delay, lastOutboxRetry)
 	}
 	if err := o.settle(ctx); err != nil {
@@ -154,15 +154,6 @@ const (
 	firstOutboxRetry = 100 * time.Millisecond
 	lastOutboxRetry  = 5 * time.Second
 )
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
-}
 
 // session works with one hold on lanes. It returns nil once NATS cannot be reached:
 // an instance that can't publish leaves the lanes to those that can.

@@ -3,10 +3,10 @@ package bridge
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"sync"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
@@ -171,10 +171,8 @@ func (b *Bridge) prepare(ctx context.Context) error {
 		if b.health.postgres.Swap(&err) == nil {
 			b.log.Warn("waiting for PostgreSQL; nothing is taken in meanwhile", "error", err)
 		}
-		select {
-		case <-ctx.Done():
+		if !backoff.Sleep(ctx, backoff.Jitter(delay)) {
 			return ctx.Err()
-		case <-time.After(delay/2 + rand.N(delay/2)):
 		}
 		delay = min(2*delay, 5*time.Second)
 	}

@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/crossfade-io/crossfade/bridge/control"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/internal/batchqueue"
 	"github.com/crossfade-io/crossfade/jetstream"
 	"github.com/crossfade-io/crossfade/pipeline"
@@ -159,7 +159,7 @@ func (s *sentinels) record(ctx context.Context) {
 			if !failed {
 				s.log.Warn("sightings of sentinels cannot be written; trying again until they can", "sightings", len(list), "error", err)
 			}
-			sleep(ctx, recordRetry/2+rand.N(recordRetry/2))
+			backoff.Sleep(ctx, backoff.Jitter(recordRetry))
 		}
 		for _, b := range batch {
 			s.quota.giveBack(b.place)

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -256,7 +257,7 @@ func (s *simSource) Run(ctx context.Context, deliver deliverFunc) error {
 		s.mu.Unlock()
 		s.pump(ctx, c, deliver)
 		if ctx.Err() == nil {
-			sleep(ctx, s.port.rand(2*time.Second))
+			backoff.Sleep(ctx, s.port.rand(2*time.Second))
 		}
 	}
 	return nil

@@ -13,6 +13,7 @@ import (
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/process"
 	"github.com/crossfade-io/crossfade/pipeline/store"
@@ -181,7 +182,7 @@ func (n *simNode) Send(ctx context.Context, list []control.Sentinel) error {
 // run follows Bridge.Run.
 func (n *simNode) run(work, intake context.Context) {
 	for n.control.SignOn(intake) != nil {
-		sleep(intake, 100*time.Millisecond+n.w.draw(time.Second))
+		backoff.Sleep(intake, 100*time.Millisecond+n.w.draw(time.Second))
 		if intake.Err() != nil {
 			return
 		}

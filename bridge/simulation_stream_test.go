@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/jetstream"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -156,7 +157,7 @@ func (p *simPuller) Run(ctx context.Context, deliver deliverFunc) error {
 
 func (p *simPuller) pull(ctx context.Context, st *simStream, deliver deliverFunc) {
 	for ctx.Err() == nil {
-		sleep(ctx, p.port.rand(20*time.Millisecond)) // so that each gets some
+		backoff.Sleep(ctx, p.port.rand(20*time.Millisecond)) // so that each gets some
 		if !p.port.travel(ctx.Done()) {
 			return
 		}
@@ -268,7 +269,7 @@ func (m *simMirror) run(ctx context.Context) {
 			}
 			continue
 		}
-		sleep(ctx, delay)
+		backoff.Sleep(ctx, delay)
 		m.mu.Lock()
 		if m.stopped || len(m.queue) == 0 {
 			m.mu.Unlock()

@@ -1,10 +1,6 @@
 package bridge
 
-import (
-	"context"
-	"sync/atomic"
-	"time"
-)
+import "sync/atomic"
 
 // trouble is the error that lasts, or nil.
 type trouble struct{ atomic.Pointer[error] }
@@ -21,15 +17,5 @@ func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// sleep lets d pass, unless ctx ends before.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
 	}
 }

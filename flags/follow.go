@@ -4,12 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // notifyChannel is where the tables' triggers notify; see the migration.
@@ -28,13 +29,7 @@ func (p *StoreProvider) follow(ctx context.Context) {
 		if p.snap.Load() != before {
 			wait = p.opts.RetryMin // it had worked for a while
 		}
-		// Between half and all of the wait: instances must not return in step.
-		pause := time.NewTimer(wait/2 + rand.N(wait/2+1))
-		select {
-		case <-ctx.Done():
-		case <-pause.C:
-		}
-		pause.Stop()
+		backoff.Sleep(ctx, backoff.Jitter(wait))
 		wait = min(2*wait, p.opts.RetryMax)
 	}
 }

@@ -5,11 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	of "github.com/open-feature/go-sdk/openfeature"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // probeTenant is the targeting key with which a service is asked whether it is up.
@@ -279,14 +280,9 @@ func (r *remote) watch(ctx context.Context) {
 // step, but not less than what the service asked for.
 func (r *remote) pause(ctx context.Context, d time.Duration) {
 	r.mu.Lock()
-	d = max(d/2+rand.N(d/2+1), time.Until(r.notBefore))
+	d = max(backoff.Jitter(d), time.Until(r.notBefore))
 	r.mu.Unlock()
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
+	backoff.Sleep(ctx, d)
 }
 
 // stringsOnly answers every other type of evaluation with a type mismatch.

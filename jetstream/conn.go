@@ -12,6 +12,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // ErrNotConnected is returned by receipts that were settled while the server
@@ -110,7 +112,7 @@ func (c *Conn) callbacks() []nats.Option {
 					c.refused(err)
 				}
 			}
-			return backoffDelay(reconnectBase, attempts)
+			return backoff.Delay(max(attempts, 1), reconnectBase, backoffLimit)
 		}),
 	}
 }

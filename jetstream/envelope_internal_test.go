@@ -168,15 +168,6 @@ func FuzzRedactURL(f *testing.F) {
 	})
 }
 
-func TestBackoffDelay(t *testing.T) {
-	for attempt := range 100 {
-		d := backoffDelay(100*time.Millisecond, attempt)
-		if d < 50*time.Millisecond || d > backoffLimit {
-			t.Errorf("attempt %d: %s", attempt, d)
-		}
-	}
-}
-
 func TestWarnedTenantsAreBounded(t *testing.T) {
 	var w warnedTenants
 	warned, last := 0, 0

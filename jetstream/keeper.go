@@ -6,6 +6,8 @@ import (
 	"time"
 
 	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // keep extends the deadlines of what is in hand until closed is. Once the loop
@@ -21,7 +23,7 @@ func (p *puller) keep(closed <-chan struct{}) {
 		case <-ctx.Done():
 		}
 	}()
-	for sleep(ctx, p.beat()) {
+	for backoff.Sleep(ctx, p.beat()) {
 		if p.ended.Load() && p.conn.connected() && !p.isVerified() {
 			p.reverify(ctx)
 		}

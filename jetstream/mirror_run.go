@@ -7,6 +7,7 @@ import (
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -144,7 +145,7 @@ func (w *mirrorRun) postpone(it *item, err error) {
 	it.future = nil
 	it.attempt++
 	now := time.Now()
-	it.due = now.Add(backoffDelay(w.m.cfg.RetryBase, it.attempt))
+	it.due = now.Add(backoff.Delay(it.attempt, w.m.cfg.RetryBase, backoffLimit))
 	if now.Sub(w.warned) > 10*time.Second {
 		w.warned = now
 		w.m.log.Warn("mirror could not publish to JetStream; retrying", "subject", it.msg.Subject, "attempt", it.attempt, "error", err)

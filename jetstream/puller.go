@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -80,9 +81,9 @@ func (p *puller) run(ctx context.Context, deliver func(pipeline.Delivery)) error
 			attempt = 0
 		}
 		attempt++
-		delay := backoffDelay(reconnectBase, attempt)
+		delay := backoff.Delay(attempt, reconnectBase, backoffLimit)
 		p.log.Warn("pulling from JetStream was interrupted; trying again", "error", err, "delay", delay)
-		if p.conn.connected() && !sleep(ctx, delay) {
+		if p.conn.connected() && !backoff.Sleep(ctx, delay) {
 			break
 		}
 	}

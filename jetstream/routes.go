@@ -11,6 +11,8 @@ import (
 
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // RoutesConfig bounds the work of a route publisher.
@@ -134,7 +136,7 @@ func (p *RoutePublisher) Publish(ctx context.Context, messages []RouteMessage) [
 	work, cancel := p.conn.onThisConnection(context.WithoutCancel(ctx), epoch)
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() {
-		sleep(work, finishGrace)
+		backoff.Sleep(work, finishGrace)
 		cancel()
 	})
 	defer stop()

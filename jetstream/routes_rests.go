@@ -3,6 +3,8 @@ package jetstream
 import (
 	"sync"
 	"time"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // maxResting bounds the memory of who rests: tenants' names come from whoever may
@@ -44,7 +46,7 @@ func (r *rests) failed(tenant string, now time.Time) {
 		return
 	}
 	t.attempt++
-	t.at, t.due = now, now.Add(backoffDelay(r.base, t.attempt))
+	t.at, t.due = now, now.Add(backoff.Delay(t.attempt, r.base, backoffLimit))
 }
 
 // succeeded ends a tenant's rest, unless another of its messages failed in the same

@@ -146,27 +146,3 @@ func TestExposesPassword(t *testing.T) {
 		}
 	}
 }
-
-// TestPause: pauses grow, keep their ceiling however many failures there were,
-// and differ between instances.
-func TestPause(t *testing.T) {
-	const least, most = 250 * time.Millisecond, 30 * time.Second
-	if d := pause(0, least, most); d != 0 {
-		t.Errorf("the first attempt waits %s", d)
-	}
-	differ := map[time.Duration]bool{}
-	for failures := 1; failures < 2000; failures++ {
-		d := pause(failures, least, most)
-		top := most
-		if failures < 8 {
-			top = min(most, least<<(failures-1))
-		}
-		if d < top/2-1 || d > top {
-			t.Fatalf("after %d failures: %s, want %s to %s", failures, d, top/2, top)
-		}
-		differ[d] = true
-	}
-	if len(differ) < 1000 {
-		t.Errorf("only %d different pauses", len(differ))
-	}
-}

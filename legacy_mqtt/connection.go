@@ -12,6 +12,8 @@ import (
 	"github.com/eclipse/paho.golang/packets"
 	"github.com/eclipse/paho.golang/paho"
 	"github.com/eclipse/paho.golang/paho/session/state"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // session is paho's, except that it sends no PUBACK: paho asks for one as soon
@@ -119,7 +121,7 @@ func (s *Source) subscribe(manager *autopaho.ConnectionManager, c *conn) {
 			s.log.Error("subscribing failed", "err", err)
 		}
 		select {
-		case <-time.After(pause(failures, s.cfg.MinBackoff, s.cfg.MaxBackoff)):
+		case <-time.After(backoff.Delay(failures, s.cfg.MinBackoff, s.cfg.MaxBackoff)):
 		case <-c.closing:
 			return
 		case <-s.stop:

@@ -4,13 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"net/url"
 	"sync"
 	"time"
 
 	"github.com/eclipse/paho.golang/autopaho"
 	"github.com/eclipse/paho.golang/paho"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // stableAfter is how long a connection has to last before its end counts as a
@@ -122,19 +123,7 @@ func (l *link) backoff(attempt int) time.Duration {
 		failures++ // even after a long life: all instances lost the broker at once
 	}
 	l.mu.Unlock()
-	return pause(failures, l.cfg.MinBackoff, l.cfg.MaxBackoff)
-}
-
-// pause doubles from least to most and takes a random half off.
-func pause(failures int, least, most time.Duration) time.Duration {
-	if failures == 0 {
-		return 0
-	}
-	d := most
-	if shift := failures - 1; shift < 20 {
-		d = min(most, least<<shift)
-	}
-	return d - rand.N(d/2+1)
+	return backoff.Delay(failures, l.cfg.MinBackoff, l.cfg.MaxBackoff)
 }
 
 // connectFailed hears of every attempt that failed.

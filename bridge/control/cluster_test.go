@@ -12,6 +12,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/bridge/session"
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -173,7 +174,7 @@ func TestClockThatIsSet(t *testing.T) {
 		defer close(renewing)
 		for ctx.Err() == nil {
 			_, _ = pool.Exec(ctx, `UPDATE crossfade_instances SET seen_at = clock_timestamp() WHERE instance_id = 'early'`)
-			sleep(ctx, 50*time.Millisecond)
+			backoff.Sleep(ctx, 50*time.Millisecond)
 		}
 	}()
 	o.wish(stage.Shadow)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/bridge/session"
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -190,7 +191,7 @@ func (c *Control) announceNew(ctx context.Context) {
 			if _, err := c.o.Pool.Exec(ctx, `SELECT pg_notify('`+controlNotifications+`', '`+newTenant+`')`); err != nil {
 				c.log.Debug("the leader was not told of a new tenant; it looks by itself at the next beat", "error", err)
 			}
-			sleep(ctx, newTenantPause)
+			backoff.Sleep(ctx, newTenantPause)
 		}
 	}
 }
@@ -221,16 +222,6 @@ func signal(c chan<- struct{}) {
 	select {
 	case c <- struct{}{}:
 	default:
-	}
-}
-
-// sleep lets d pass, unless ctx ends before.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
 	}
 }
 
@@ -266,7 +257,7 @@ func (c *Control) listen(ctx context.Context) {
 			return
 		}
 		c.log.Debug("listening for stage changes ended; the beat carries on meanwhile", "error", err)
-		sleep(ctx, time.Second)
+		backoff.Sleep(ctx, time.Second)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/internal/devstack"
 	"github.com/crossfade-io/crossfade/migrations"
 	"github.com/crossfade-io/crossfade/pipeline"
@@ -34,7 +35,7 @@ func watch(t testing.TB, n *node, tenant string) (looks func() []look) {
 				seen = append(seen, l)
 			}
 			mu.Unlock()
-			sleep(ctx, 100*time.Microsecond)
+			backoff.Sleep(ctx, 100*time.Microsecond)
 		}
 	}()
 	t.Cleanup(func() { stop(); <-ended })

@@ -8,6 +8,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -225,6 +226,6 @@ func (t *term) followLag(ctx context.Context) {
 			t.c.log.Warn("tenants are moved by what was known before of undelivered messages", "error", err)
 		}
 		troubled = err != nil
-		sleep(ctx, lagBeat)
+		backoff.Sleep(ctx, lagBeat)
 	}
 }

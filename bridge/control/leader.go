@@ -12,6 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/crossfade-io/crossfade/bridge/session"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // leaderLock is the advisory lock of whoever moves stages.
@@ -40,14 +41,14 @@ func (c *Control) stand(ctx context.Context) {
 		if errors.Is(err, errResigned) {
 			c.log.Info("no longer the leader", "reason", err)
 			err = nil
-			sleep(ctx, 2*c.o.Round) // so that another gets the lock
+			backoff.Sleep(ctx, 2*c.o.Round) // so that another gets the lock
 		}
 		if errors.Is(err, errEraOver) {
 			c.log.Warn("the leader's term ends, and the next begins everything anew", "reason", err)
 			err = nil
 		}
 		c.note(ctx, &c.unmoved, err, "stages cannot be moved by this instance; trying again")
-		sleep(ctx, c.o.Round)
+		backoff.Sleep(ctx, c.o.Round)
 	}
 }
 
@@ -67,7 +68,7 @@ func (c *Control) standOnce(ctx context.Context) error {
 		if mine {
 			return c.lead(ctx, conn)
 		}
-		sleep(ctx, c.o.Round)
+		backoff.Sleep(ctx, c.o.Round)
 	}
 	return nil
 }
@@ -170,7 +171,7 @@ func (t *term) serve(ctx context.Context) error {
 		}
 		t.c.note(ctx, &t.c.unmoved, err, "a round over all stages could not be finished; trying again")
 		// A round over very many tenants leaves others some of the server's time.
-		sleep(ctx, min(max(time.Since(began)/2, factsPause), 200*time.Millisecond))
+		backoff.Sleep(ctx, min(max(time.Since(began)/2, factsPause), 200*time.Millisecond))
 		select {
 		case <-ctx.Done():
 			return nil

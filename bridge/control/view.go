@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // readPatience bounds a reading of the facts on a connection that hangs.
@@ -168,7 +169,7 @@ func (c *Control) followFacts(ctx context.Context) {
 	for ctx.Err() == nil {
 		err := c.load(ctx, full)
 		c.note(ctx, &c.unread, err, "stages cannot be read; every tenant stays where it is")
-		sleep(ctx, factsPause)
+		backoff.Sleep(ctx, factsPause)
 		select {
 		case <-ctx.Done():
 		case <-c.stale:

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // newTenantPause is the least between two looks at the wishes for the sake of
@@ -66,7 +67,7 @@ func (w *wishes) follow(ctx context.Context) {
 	defer beat.Stop()
 	for ctx.Err() == nil {
 		w.ask(ctx)
-		sleep(ctx, factsPause)
+		backoff.Sleep(ctx, factsPause)
 		// A round over many tenants may last longer than the beat: it pauses all the same.
 		beat.Reset(w.c.o.Beat)
 		select {
@@ -90,7 +91,7 @@ func (w *wishes) discover(ctx context.Context) {
 			w.c.log.Warn("new tenants cannot be looked for, all others go on; trying again", "error", err)
 		}
 		failing = err != nil
-		sleep(ctx, newTenantPause)
+		backoff.Sleep(ctx, newTenantPause)
 		beat.Reset(w.c.o.Beat)
 		select {
 		case <-ctx.Done():

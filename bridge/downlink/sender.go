@@ -6,12 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/legacy_mqtt"
 )
 
@@ -95,20 +95,11 @@ func (s *Sender) Run(ctx context.Context) {
 		if time.Since(began) > lastPause+s.o.Patience {
 			delay = firstPause // it had worked for a while
 		}
-		pause(ctx, delay/2+rand.N(delay/2+1))
+		backoff.Sleep(ctx, backoff.Jitter(delay))
 		delay = min(2*delay, lastPause)
 	}
 	if err := s.settle(ctx, s.o.Pool); err != nil {
 		s.log.Warn("messages that the broker has confirmed stay in crossfade_downlink and are sent again", "messages", len(s.unsettled), "error", err)
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 
@@ -304,11 +295,7 @@ func (s *Sender) tried(r *row, err error, answered uint64) outcome {
 
 // delay is the pause after failure number n, from 0.
 func (s *Sender) delay(n int) time.Duration {
-	d := s.o.LastRetry
-	if n < 20 {
-		d = min(d, s.o.FirstRetry<<n)
-	}
-	return d - rand.N(d/2+1)
+	return backoff.Delay(n+1, s.o.FirstRetry, s.o.LastRetry)
 }
 
 // mostStrikes bounds what is remembered of rows; with more they begin anew.

@@ -12,6 +12,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/bridge/session"
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // driverLock is the advisory lock of whoever drives rollouts. It spares work and log
@@ -72,7 +73,7 @@ func Drive(ctx context.Context, o Options) error {
 			d.troubled = true
 			d.log.Warn("rollouts do not go on by this instance; trying again", "error", err)
 		}
-		sleep(ctx, o.Round)
+		backoff.Sleep(ctx, o.Round)
 	}
 	return nil
 }
@@ -103,7 +104,7 @@ func (d *driver) stand(ctx context.Context) error {
 		if mine {
 			return d.drive(ctx)
 		}
-		sleep(ctx, d.o.Round)
+		backoff.Sleep(ctx, d.o.Round)
 	}
 	return nil
 }
@@ -119,7 +120,7 @@ func (d *driver) drive(ctx context.Context) error {
 		}
 		d.troubled = false
 		if !changed {
-			sleep(ctx, d.o.Round)
+			backoff.Sleep(ctx, d.o.Round)
 		}
 	}
 	return nil
@@ -175,14 +176,4 @@ func (d *driver) bounded(ctx context.Context, f func(context.Context) error) err
 	ctx, cancel := context.WithTimeout(ctx, 45*time.Second)
 	defer cancel()
 	return f(ctx)
-}
-
-// sleep lets d pass, unless ctx ends before.
-func sleep(ctx context.Context, d time.Duration) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	}
 }

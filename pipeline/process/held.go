@@ -3,12 +3,12 @@ package process
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -111,7 +111,7 @@ func (h *held) run(ctx context.Context) {
 			case <-h.wake:
 			}
 		}
-		wait(ctx, delay/2+rand.N(delay/2+1))
+		backoff.Sleep(ctx, backoff.Jitter(delay))
 		if ctx.Err() == nil && h.try(ctx) {
 			delay = firstRetry
 		} else {

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/check"
 	"github.com/crossfade-io/crossfade/pipeline/store"
@@ -227,6 +227,6 @@ func (r *replayer) retry(ctx context.Context, f func() error) error {
 			return err
 		}
 		r.Logger.Warn("PostgreSQL cannot be used now; trying again", "error", err)
-		wait(ctx, delay/2+rand.N(delay/2+1))
+		backoff.Sleep(ctx, backoff.Jitter(delay))
 	}
 }

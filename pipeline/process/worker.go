@@ -3,9 +3,9 @@ package process
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/internal/batchqueue"
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/check"
@@ -191,17 +191,7 @@ func (p *Processor) retry(ctx context.Context, messages int, f func() error) err
 			p.failing.Add(1)
 			p.log.Warn("a batch cannot be written and is held; trying again until it can", "messages", messages, "error", err)
 		}
-		wait(ctx, delay/2+rand.N(delay/2+1))
+		backoff.Sleep(ctx, backoff.Jitter(delay))
 		delay = min(2*delay, lastRetry)
-	}
-}
-
-// wait lets d pass, unless ctx ends before.
-func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }

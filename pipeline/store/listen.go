@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/crossfade-io/crossfade/internal/backoff"
 )
 
 // changesChannel is where the triggers of migration 00006 announce what others
@@ -96,20 +98,10 @@ func (s *Store) Listen(ctx context.Context, o ListenOptions, heard func(Change))
 			break
 		}
 		l.note(err)
-		// Between half and all of the wait: instances must not return in step.
-		pause(ctx, wait/2+rand.N(wait/2+1))
+		backoff.Sleep(ctx, backoff.Jitter(wait))
 		wait = min(2*wait, o.RetryMax)
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }
 
 type listener struct {
