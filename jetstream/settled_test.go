@@ -169,9 +169,9 @@ func TestSettledAfterALostTail(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.Start(t)
+	k.setAuto()
 	fresh := names("new", 30)
 	e.Publish(t, fresh...)
-	k.setAuto()
 	await(t, "new messages", func() bool { return k.has(fresh) })
 	awaitProgress(t, conn, mark, jetstream.MarkGone)
 }
