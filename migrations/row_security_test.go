@@ -194,19 +194,98 @@ func TestTenantsReachNothingElse(t *testing.T) {
 	exec(t, conn, `INSERT INTO crossfade_api_tokens (name, sha256, tenant_id, scopes) VALUES ('x', sha256('x'), 't1', '{read}')`)
 	exec(t, conn, `INSERT INTO crossfade_parity (tenant_id, minute, skew_ms_buckets) VALUES ('t1', now(), '{}')`)
 	exec(t, conn, `INSERT INTO crossfade_parity_samples (tenant_id, at, message_id, what, path, digest, other_digest, sample) VALUES ('t1', now(), gen_random_uuid(), 'mismatched', 1, 1, 2, '{}')`)
+	exec(t, conn, `INSERT INTO crossfade_flag_targets (flag_key, tenant_id, variant) VALUES ('ingest-source', 't1', 'mqtt')`)
+	exec(t, conn, `INSERT INTO crossfade_stages (tenant_id, stage, revision) VALUES ('t1', 'shadow', 1)`)
+	exec(t, conn, `INSERT INTO crossfade_ledger (message_id, path, outcome) VALUES (gen_random_uuid(), 1, 1), ('00000000-0000-ffff-ffff-ffffffffffff', 1, 1)`)
 	exec(t, conn, `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO `+careless)
+	closed := column(t, conn, openTo+` AND c.relrowsecurity AND NOT EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid) ORDER BY 1`)
 	for _, who := range []string{"crossfade_tenant", careless} {
 		asRole(t, conn, who, func() {
 			exec(t, conn, `SET app.tenant_id = 't1'`)
-			for _, table := range []string{"telemetry_default", "quarantine_events_default", "crossfade_outbox", "crossfade_outbox_parked",
-				"crossfade_downlink", "crossfade_downlink_parked", "crossfade_downlink_lanes", "crossfade_desired_published", "crossfade_desired_versions", "crossfade_parity", "crossfade_parity_samples", "crossfade_seal", "crossfade_api_tokens"} {
+			for _, table := range closed {
 				if who == "crossfade_tenant" {
 					refused(t, conn, `SELECT FROM `+table)
 				} else if n := query[int](t, conn, `SELECT count(*) FROM `+table); n != 0 {
 					t.Errorf("%s reads %d rows of %s directly", who, n, table)
 				}
 			}
+			refused(t, conn, `INSERT INTO crossfade_flag_targets (flag_key, tenant_id, variant) VALUES ('ingest-source', 't2', 'jetstream')`)
+			refused(t, conn, `INSERT INTO crossfade_ledger (message_id, path, outcome) VALUES (gen_random_uuid(), 1, 1)`)
+			refused(t, conn, `INSERT INTO telemetry_default (time, tenant_id, device_id, msg_type) VALUES (now(), 't2', 'd', 'telemetry')`)
 		})
+	}
+}
+
+// openTo are all tables there are, partitions too; more conditions may follow.
+const openTo = `SELECT c.relname::text FROM pg_class c WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p', 'f', 'm')`
+
+// TestNothingIsLeftOpen goes by the catalogue, so that whatever a later migration adds has
+// to be closed, or named here.
+func TestNothingIsLeftOpen(t *testing.T) {
+	conn := applied(t)
+	for what, c := range map[string]struct {
+		sql  string
+		want []string
+	}{
+		"tables without row security":     {openTo + ` AND NOT c.relrowsecurity ORDER BY 1`, []string{"app_settings", "crossfade_migrations", "device_tiers"}},
+		"tables whose policies bind none": {openTo + ` AND NOT c.relrowsecurity AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid)`, nil},
+		"tables with a policy":            {openTo + ` AND EXISTS (SELECT FROM pg_policy WHERE polrelid = c.oid) ORDER BY 1`, column(t, conn, tenantTables)},
+		// One shows what its owner may see.
+		"views": {`SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'v'`, []string{"crossfade_row_security"}},
+		"sequences that tenants may use": {`SELECT relname::text FROM pg_class WHERE relnamespace = 'public'::regnamespace
+			AND CASE relkind WHEN 'S' THEN has_sequence_privilege('crossfade_tenant', oid, 'USAGE, SELECT, UPDATE') END`, nil},
+		"functions that run as their owner, on a path of others or for everybody": {`SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND prosecdef
+			AND (NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (proconfig), false) OR has_function_privilege('crossfade_tenant', oid, 'EXECUTE'))`, nil},
+		"keys by which one tenant's row refers to another's": {`SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confrelid IN (` +
+			strings.Replace(tenantTables, "c.relname::text", "c.oid", 1) + `)`, nil},
+	} {
+		if got := column(t, conn, c.sql); !slices.Equal(got, c.want) {
+			t.Errorf("%s: %q, want %q", what, got, c.want)
+		}
+	}
+}
+
+// TestTenantsSeeNothingByOtherMeans than a query: neither by COPY nor in what ANALYZE has
+// noted down.
+func TestTenantsSeeNothingByOtherMeans(t *testing.T) {
+	conn := applied(t)
+	backend := role(t, conn, "IN ROLE crossfade_tenant")
+	tables := column(t, conn, tenantTables)
+	for _, table := range tables {
+		plant(t, conn, table, "t1")
+		plant(t, conn, table, "t2")
+	}
+	exec(t, conn, `ANALYZE`)
+	if n := query[int](t, conn, `SELECT count(*) FROM pg_stats WHERE schemaname = 'public' AND tablename = 'device_state' AND attname = 'tenant_id'`); n != 1 {
+		t.Fatal("ANALYZE has noted nothing down")
+	}
+	asRole(t, conn, backend, func() {
+		exec(t, conn, `SET app.tenant_id = 't1'`)
+		if got := column(t, conn, `SELECT DISTINCT tablename::text FROM pg_stats WHERE schemaname = 'public'`); len(got) != 0 {
+			t.Errorf("a tenant reads the statistics of %v", got)
+		}
+		for _, table := range tables {
+			var copied bytes.Buffer
+			if _, err := conn.PgConn().CopyTo(t.Context(), &copied, `COPY (TABLE `+table+`) TO STDOUT`); err != nil || strings.Count(copied.String(), "\n") != 1 || strings.Contains(copied.String(), "t2") {
+				t.Errorf("COPY of %s: %q (%v), want t1's row", table, &copied, err)
+			}
+		}
+		refused(t, conn, `COPY telemetry FROM STDIN`)
+	})
+}
+
+// TestOursAloneSaysWhoIsCutOff: who was let at our tables is named.
+func TestOursAloneSaysWhoIsCutOff(t *testing.T) {
+	url := devstack.TestDatabase(t)
+	conn := connect(t, url)
+	service := role(t, conn, "")
+	exec(t, conn, `ALTER DEFAULT PRIVILEGES IN SCHEMA public GRANT SELECT ON TABLES TO `+service)
+	var log bytes.Buffer
+	if _, err := migrations.Apply(t.Context(), url, slog.New(slog.NewTextHandler(&log, nil))); err != nil {
+		t.Fatal(err)
+	}
+	if want := "are their owner's alone now: " + service + " had a privilege"; !strings.Contains(log.String(), want) {
+		t.Errorf("the log lacks %q:\n%s", want, &log)
 	}
 }
 

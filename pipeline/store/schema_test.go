@@ -134,7 +134,7 @@ func TestVerifySchemaNamesRowSecurityAndPrivileges(t *testing.T) {
 	schemaExec(t, conn, `GRANT SELECT, INSERT, UPDATE ON ALL TABLES IN SCHEMA public TO crossfade_test_narrow`)
 	schemaExec(t, conn, `REVOKE INSERT ON crossfade_ledger FROM crossfade_test_narrow`)
 	schemaExec(t, conn, `REVOKE SELECT ON message_routes FROM crossfade_test_narrow`)
-	// Of the tables under row security, two are left so.
+	// Of the tenants' tables two are left under row security.
 	schemaExec(t, conn, `DO $$ DECLARE t regclass; BEGIN
 		FOR t IN SELECT table_name FROM crossfade_row_security WHERE table_name::text NOT IN ('telemetry', 'device_modules') LOOP
 			EXECUTE format('ALTER TABLE %s DISABLE ROW LEVEL SECURITY', t);
@@ -149,9 +149,9 @@ func TestVerifySchemaNamesRowSecurityAndPrivileges(t *testing.T) {
 	for i, p := range broken.Problems {
 		got[i] = p.Subject + ": " + p.Have
 	}
-	if len(got) != 5 || !strings.HasPrefix(got[0], "telemetry: row-level security") || !strings.HasPrefix(got[1], "crossfade_ledger: no privilege") ||
-		!strings.HasPrefix(got[2], "crossfade_outbox: row-level security") || !strings.HasPrefix(got[3], "device_modules: row-level security") ||
-		!strings.HasPrefix(got[4], "message_routes: no privilege to read") {
+	if len(got) != 6 || !strings.HasPrefix(got[0], "telemetry: row-level security") || !strings.HasPrefix(got[1], "crossfade_ledger: row-level security") ||
+		!strings.HasPrefix(got[2], "crossfade_ledger: no privilege") || !strings.HasPrefix(got[3], "crossfade_outbox: row-level security") ||
+		!strings.HasPrefix(got[4], "device_modules: row-level security") || !strings.HasPrefix(got[5], "message_routes: no privilege to read") {
 		t.Errorf("got %q", got)
 	}
 }
