@@ -29,7 +29,7 @@ type stack struct {
 }
 
 func newStack(t testing.TB) *stack {
-	return newStackOn(t, devstack.TestDatabase(t))
+	return newStackOn(t, devstack.TestOwnedDatabase(t))
 }
 
 func newStackOn(t testing.TB, database string) *stack {

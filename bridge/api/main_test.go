@@ -37,7 +37,7 @@ var shared sharedDatabase
 func (s *sharedDatabase) open(t testing.TB) string {
 	t.Helper()
 	s.once.Do(func() {
-		url := devstack.TestDatabase(s)
+		url := devstack.TestOwnedDatabase(s)
 		if _, err := migrations.Apply(t.Context(), url, nil); err != nil {
 			t.Fatal(err)
 		}

@@ -42,7 +42,7 @@ func newRig(t *testing.T, extra ...string) *rig {
 	broker, err := devstack.StartMosquitto(t.Context(), devstack.MosquittoOptions{Extra: append([]string{"max_queued_messages 0"}, extra...)})
 	must(t, err)
 	t.Cleanup(func() { must(t, broker.Close()) })
-	r := &rig{T: t, url: devstack.TestDatabase(t), broker: broker}
+	r := &rig{T: t, url: devstack.TestOwnedDatabase(t), broker: broker}
 	_, err = migrations.Apply(t.Context(), r.url, nil)
 	must(t, err)
 	r.pool, err = store.NewPool(t.Context(), storeConfig(r.url), "crossfade")

@@ -102,7 +102,7 @@ var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // TestWindowsAddUp over copies, minutes and instances, and begin where they are told to.
 func TestWindowsAddUp(t *testing.T) {
-	db := database(t, devstack.TestDatabase(t))
+	db := database(t, devstack.TestOwnedDatabase(t))
 	for range 2 { // instances
 		c := count(t, db)
 		for i := range 200 {
@@ -142,7 +142,7 @@ func TestWindowsAddUp(t *testing.T) {
 // TestInstancesDoNotDeadlock: several write the same tenants at once, each having
 // counted them in another order, in more than one statement.
 func TestInstancesDoNotDeadlock(t *testing.T) {
-	db := database(t, devstack.TestDatabase(t))
+	db := database(t, devstack.TestOwnedDatabase(t))
 	const instances, tenants, rounds = 4, 2500, 12
 	var all sync.WaitGroup
 	for i := range instances {
@@ -239,7 +239,7 @@ func sample(tenant string, n int, at time.Time) parity.Sample {
 
 // TestSamplesAreFew: 20 a tenant and hour over all instances, each copy once.
 func TestSamplesAreFew(t *testing.T) {
-	db := database(t, devstack.TestDatabase(t))
+	db := database(t, devstack.TestOwnedDatabase(t))
 	for instance := range 2 {
 		c := count(t, db)
 		for n := range 15 {
@@ -308,7 +308,7 @@ func (f *flaky) Exec(ctx context.Context, sql string, args ...any) (pgconn.Comma
 
 // TestWhatIsWrittenIsNotWrittenAgain when a later part has failed.
 func TestWhatIsWrittenIsNotWrittenAgain(t *testing.T) {
-	db := database(t, devstack.TestDatabase(t))
+	db := database(t, devstack.TestOwnedDatabase(t))
 	c := count(t, &flaky{DB: db})
 	names := make([]string, 2500)
 	for n := range names {

@@ -34,7 +34,7 @@ type rig struct {
 
 func newRig(t testing.TB, tenants ...string) *rig {
 	t.Helper()
-	url := devstack.TestDatabase(t)
+	url := devstack.TestOwnedDatabase(t)
 	if _, err := migrations.Apply(t.Context(), url, nil); err != nil {
 		t.Fatal(err)
 	}

@@ -28,7 +28,7 @@ func call(t testing.TB, args ...string) (code int, out, errs string) {
 // database is a migrated one with a registered fleet, chosen by DATABASE_URL.
 func database(t *testing.T) string {
 	t.Helper()
-	url := devstack.TestDatabase(t)
+	url := devstack.TestOwnedDatabase(t)
 	t.Setenv("DATABASE_URL", url)
 	if code, out, errs := call(t, "migrate"); code != exitDone || !strings.Contains(out, "applied 00001") {
 		t.Fatalf("migrate: exit %d\n%s%s", code, out, errs)

@@ -29,7 +29,7 @@ type quarantineTest struct {
 
 func newQuarantineTest(t *testing.T) quarantineTest {
 	t.Helper()
-	url := devstack.TestDatabase(t)
+	url := devstack.TestOwnedDatabase(t)
 	t.Setenv("DATABASE_URL", url)
 	t.Setenv("CROSSFADE_PIPELINE_REQUIRE_TOKEN", "false")
 	if code, out, errs := call(t, "migrate"); code != exitDone {

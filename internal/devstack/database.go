@@ -109,3 +109,20 @@ func withDatabase(connection, database string) (string, error) {
 	u.RawQuery = query.Encode()
 	return u.String(), nil
 }
+
+// withUser replaces the user, as withDatabase does the database.
+func withUser(connection, user, password string) (string, error) {
+	if !strings.HasPrefix(connection, "postgres://") && !strings.HasPrefix(connection, "postgresql://") {
+		return connection + " user='" + user + "' password='" + password + "'", nil
+	}
+	u, err := url.Parse(connection)
+	if err != nil {
+		return "", errors.New("it is no valid URL")
+	}
+	u.User = url.UserPassword(user, password)
+	query := u.Query()
+	query.Del("user")
+	query.Del("password")
+	u.RawQuery = query.Encode()
+	return u.String(), nil
+}

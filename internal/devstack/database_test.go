@@ -58,3 +58,31 @@ func TestNewDatabaseSaysWhatIsWrong(t *testing.T) {
 		}
 	}
 }
+
+// TestOwnerOfADatabaseHasNoRights beyond those that docs/database.md gives the owner, and is
+// gone with the database.
+func TestOwnerOfADatabaseHasNoRights(t *testing.T) {
+	admin := connectPG(t, devstack.TestDatabase(t))
+	owner := ""
+	t.Run("while the test runs", func(t *testing.T) {
+		conn := connectPG(t, devstack.TestOwnedDatabase(t))
+		must(t, conn.QueryRow(testContext(t), "SELECT current_user").Scan(&owner))
+		exec(t, conn, "CREATE TABLE t ()")
+		if n := count(t, conn, `SELECT count(*) FROM pg_roles WHERE rolname = current_user
+			AND NOT (rolsuper OR rolcreaterole OR rolcreatedb OR rolreplication OR rolbypassrls)`); n != 1 {
+			t.Errorf("%s has attributes", owner)
+		}
+		if n := count(t, conn, "SELECT count(*) FROM pg_roles WHERE rolname <> current_user AND pg_has_role(oid, 'MEMBER')"); n != 0 {
+			t.Errorf("%s is a member of %d roles", owner, n)
+		}
+		for _, sql := range []string{"CREATE SCHEMA s", "CREATE ROLE r", "SELECT FROM pg_authid", "ALTER SYSTEM SET work_mem = '1MB'"} {
+			var pgErr *pgconn.PgError
+			if _, err := conn.Exec(testContext(t), sql); !errors.As(err, &pgErr) || pgErr.Code != "42501" {
+				t.Errorf("%s: %v, want it refused", sql, err)
+			}
+		}
+	})
+	if n := count(t, admin, "SELECT count(*) FROM pg_roles WHERE rolname = '"+owner+"'"); n != 0 {
+		t.Errorf("%s is left", owner)
+	}
+}

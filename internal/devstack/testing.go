@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 )
 
@@ -135,6 +136,41 @@ func TestDatabase(tb TB) string {
 		}
 	})
 	return d.URL()
+}
+
+// TestOwnedDatabase is TestDatabase as an installation has it: the URL connects as a
+// role that may create tables in the schema public and has no other right, neither on the
+// server nor by membership. What it connects is what docs/database.md calls the owner.
+// DATABASE_URL's user must be allowed to create roles besides.
+func TestOwnedDatabase(tb TB) string {
+	tb.Helper()
+	var owner string
+	tb.Cleanup(func() { // after the database
+		if owner == "" {
+			return
+		}
+		admin, err := sharedAdminURL()
+		if err == nil {
+			err = execute(context.Background(), admin, "DROP ROLE "+owner)
+		}
+		if err != nil {
+			tb.Errorf("end of the test: role %s is left: %v", owner, err)
+		}
+	})
+	database := TestDatabase(tb)
+	name, password := "owner_"+strings.ToLower(randomSecret()), randomSecret()
+	if err := execute(context.Background(), database, "CREATE ROLE "+name+" LOGIN PASSWORD '"+password+"'"); err != nil {
+		tb.Fatalf("owner of the test's database: %v", err)
+	}
+	owner = name
+	if err := execute(context.Background(), database, "GRANT CREATE, USAGE ON SCHEMA public TO "+owner); err != nil {
+		tb.Fatalf("owner of the test's database: %v", err)
+	}
+	asOwner, err := withUser(database, owner, password)
+	if err != nil {
+		tb.Fatalf("owner of the test's database: %v", err)
+	}
+	return asOwner
 }
 
 // TestTempDir has all temporary files of the test, its children's too, made in a

@@ -201,4 +201,4 @@ func good(seq int) string {
 	return fmt.Sprintf(`{"seq":%d,"site_id":"s1","metrics":{"a":1}}`, seq)
 }
 
-func database(t *testing.T) string { return devstack.TestDatabase(t) }
+func database(t *testing.T) string { return devstack.TestOwnedDatabase(t) }
