@@ -1,6 +1,9 @@
 package main
 
 import (
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 )
@@ -32,6 +35,27 @@ func FuzzMoment(f *testing.F) {
 				}
 			} else {
 				return
+			}
+		}
+	})
+}
+
+// FuzzExpected: a revision that is expected is one of a tenant that was named, as it stands.
+func FuzzExpected(f *testing.F) {
+	for _, s := range []string{"7", "t1=7", "t1=-1", "t=2=7", "=7", "9223372036854775808", "t1=", "t1=+7", "\x00=1"} {
+		f.Add(s, "t1", "t=2")
+	}
+	f.Fuzz(func(t *testing.T, value, one, other string) {
+		for _, tenants := range [][]string{{one}, {one, other}} {
+			expected, err := parseExpected([]string{value}, tenants)
+			if err != nil {
+				continue
+			}
+			for tenant, revision := range expected {
+				digits := value[strings.LastIndexByte(value, '=')+1:]
+				if n, err := strconv.ParseInt(digits, 10, 64); err != nil || n != revision || revision < 0 || !slices.Contains(tenants, tenant) || len(expected) != 1 {
+					t.Fatalf("%q of %q is read as %v", value, tenants, expected)
+				}
 			}
 		}
 	})

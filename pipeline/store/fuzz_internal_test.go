@@ -4,7 +4,13 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
+	"time"
+	"unicode"
 	"unicode/utf8"
+
+	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/canonical"
+	"github.com/crossfade-io/crossfade/pipeline/check"
 )
 
 // FuzzDescribeMetric: every key gets a name, in text that a column can hold.
@@ -40,6 +46,52 @@ func FuzzChange(f *testing.F) {
 	})
 }
 
+// FuzzRename: whatever modules rename, a message's metrics stay an object that jsonb takes,
+// with no name twice, and none that no metric may have.
+func FuzzRename(f *testing.F) {
+	f.Add(`{"a":1,"b":2}`, "a", "b", "b", "a")
+	f.Add(`{"a":1,"c":null,"a":3}`, "a", "c", "x", "")
+	f.Add(`{"a":1}`, "a", strings.Repeat("x", 129), "a", "\n")
+	f.Add(`{"\u0061":{"z":1,"y":2}}`, "a", "\"\\\u00e9", "", "z")
+	f.Fuzz(func(t *testing.T, metrics, from1, to1, from2, to2 string) {
+		for _, s := range []string{from1, to1, from2, to2} {
+			if !storableText(s) {
+				return // jsonb has no such keys
+			}
+		}
+		d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(`{"site_id":"s1","metrics":` + metrics + `}`), Receipt: nobodys{}}
+		e := Entry{Msg: new(pipeline.Message), Device: &pipeline.Device{KeyMap: keyMap([]string{from1, from2}, []string{to1, to2})}}
+		pipeline.NewDecoder(pipeline.DefaultMessageIDMember).Decode(e.Msg, &d)
+		settings := check.DefaultSettings()
+		if check.Content(check.Input{Message: e.Msg, Settings: &settings}).Reason != pipeline.Accepted {
+			return
+		}
+		var stored map[string]json.RawMessage
+		text := storedMetrics(&e)
+		if err := json.Unmarshal(text, &stored); err != nil {
+			t.Fatalf("%q: %v", text, err)
+		}
+		var doc canonical.Doc
+		if err := doc.Parse(text); err != nil || string(doc.Root().AppendCanonical(nil)) != string(text) {
+			t.Fatalf("%q is not canonical (%v)", text, err)
+		}
+		seen := map[string]bool{}
+		visitMetrics(&e, func(key string, _ canonical.Value) { seen[key] = true })
+		for key := range stored {
+			if !seen[key] || utf8.RuneCountInString(key) > maxMetricKey || strings.ContainsFunc(key, unicode.IsControl) {
+				t.Fatalf("%q is stored, sensors see %v", text, seen)
+			}
+		}
+	})
+}
+
+// nobodys is the receipt of a message that nobody waits for.
+type nobodys struct{}
+
+func (nobodys) Ack() error          { return nil }
+func (nobodys) Release() error      { return nil }
+func (nobodys) Occurred() time.Time { return time.Unix(1_795_435_200, 0) }
+
 // FuzzBound: a partition's bound that is read is written the same, or refused.
 func FuzzBound(f *testing.F) {
 	for _, s := range []string{"MINVALUE", "MAXVALUE", "'-infinity'", "'2026-11-23 00:00:00+00'", "'2026-11-23 00:00:00.5+00'", "'019c41af-2425-0000-0000-000000000000'", "'ffffffff-ffff-0000-0000-000000000000'", "''", "'10000-01-01 00:00:00+00'"} {
@@ -54,6 +106,9 @@ func FuzzBound(f *testing.F) {
 		bound, err := kind.parseBound(text)
 		if err != nil || bound == minBound || bound == maxBound {
 			return
+		}
+		if whole, err := kind.parseSpan("FOR VALUES FROM (" + text + ") TO (" + kind.literal(bound) + ")"); err == nil && whole != (span{bound, bound}) {
+			t.Fatalf("%q is %+v", text, whole)
 		}
 		if again, err := kind.parseBound(kind.literal(bound)); err != nil || again != bound {
 			t.Fatalf("%q is %d, written as %s, which is %d (%v)", text, bound, kind.literal(bound), again, err)
