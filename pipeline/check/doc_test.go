@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -24,7 +25,7 @@ func TestAddingACheckIsTrue(t *testing.T) {
 	for _, file := range strings.Split(diff, "diff --git a/")[1:] {
 		name, _, _ := strings.Cut(file, " ")
 		_, hunk, _ := strings.Cut(file, "\n@@ ")
-		_, hunk, _ = strings.Cut(hunk, "\n")
+		place, hunk, _ := strings.Cut(hunk, "\n")
 		var after strings.Builder
 		n := 0
 		for line := range strings.Lines(hunk) {
@@ -44,6 +45,15 @@ func TestAddingACheckIsTrue(t *testing.T) {
 		isNew := strings.Contains(file, "--- /dev/null")
 		if isNew && string(code) != after.String() || !strings.Contains(string(code), after.String()) {
 			t.Errorf("%s is not what the page shows; it should show\n%s", name, code)
+		}
+		// As git apply, or patch, needs it to put the lines where they belong.
+		lines := strings.Count(after.String(), "\n")
+		first, before := 1+strings.Count(strings.Split(string(code), after.String())[0], "\n"), "-0,0"
+		if !isNew {
+			before = fmt.Sprintf("-%d,%d", first, lines-n)
+		}
+		if want := fmt.Sprintf("%s +%d,%d @@", before, first, lines); !strings.HasPrefix(place, want) {
+			t.Errorf("%s: the lines are at @@ %s, want @@ %s", name, place, want)
 		}
 		names, added = append(names, name), append(added, n)
 	}
