@@ -16,16 +16,21 @@ func authentic(in Input) (pipeline.Reason, string) {
 
 // certified reports whether the broker has seen the device's certificate. An empty
 // user name proves nothing, unless the operator says that the broker ties topics to
-// certificates (CertTrustTopic). A name that is another's never passes.
+// certificates (CertTrustTopic) and the message came by the broker: by HTTP a gateway may
+// name any device. A name that is another's never passes.
 //
 // It is the one place where the clock counts: a certificate that was looked up is
 // in memory when it expires. The beginning of its validity is the broker's business,
 // as the signature is.
 func certified(in Input) bool {
-	if !in.Settings.CertAuth || in.Username == "" && !in.Settings.CertTrustTopic {
+	switch {
+	case !in.Settings.CertAuth:
 		return false
-	}
-	if in.Username != "" && !names(in.Username, in.Message) {
+	case in.Username != "":
+		if !names(in.Username, in.Message) {
+			return false
+		}
+	case !in.Settings.CertTrustTopic || in.Delivery.Origin == pipeline.OriginHTTP:
 		return false
 	}
 	for _, c := range in.Device.Certificates {

@@ -52,11 +52,16 @@ func TestCertificateLogins(t *testing.T) {
 		if c.passes {
 			want = pipeline.Accepted
 		}
-		for _, how := range []string{"an envelope's", "a transport's"} {
+		for _, how := range []string{"an envelope's", "a transport's", "HTTP's"} {
 			d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Username: c.username, Body: []byte(s.payload()), Receipt: receipt{}}
-			if how == "an envelope's" {
+			if how != "a transport's" {
 				body := fmt.Sprintf(`{"topic":"tenant/t1/device/d1/telemetry","username":%q,"payload":%s}`, c.username, s.payload())
 				d = pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.t1", Body: []byte(body), Receipt: receipt{}}
+			}
+			if how == "HTTP's" {
+				if d.Origin = pipeline.OriginHTTP; c.username == "" {
+					want = pipeline.TokenMissing // no broker ties a gateway to a topic
+				}
 			}
 			var m pipeline.Message
 			pipeline.NewDecoder("").Decode(&m, &d)
