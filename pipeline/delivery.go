@@ -23,17 +23,18 @@ func (p Path) String() string {
 	return "unknown"
 }
 
-// Origin is who made an envelope.
+// Origin is who made an envelope. Its values are stored in quarantine_events: never
+// renumber them.
 type Origin uint8
 
 // The origins that are told apart.
 const (
 	// OriginProducer: a mirror or another producer, which may have added a payload.ts
 	// to what the device sent. On the MQTT path it means nothing.
-	OriginProducer Origin = iota
+	OriginProducer Origin = 0
 	// OriginHTTP: Crossfade's own HTTP ingest, which adds no ts: the payload's is the
 	// device's, however close it is to the envelope's.
-	OriginHTTP
+	OriginHTTP Origin = 1
 )
 
 // Delivery is one copy of a message as a source handed it over, not yet

@@ -79,13 +79,18 @@ type quarantinedJSON struct {
 	Reason     pipeline.Reason `json:"reason"`
 	Detail     string          `json:"detail"`
 	Path       string          `json:"path"`
+	Origin     string          `json:"origin,omitempty"`
+	Username   *string         `json:"username"`
 	MessageID  *string         `json:"message_id"`
 }
 
 func jsonRow(q *store.Quarantined) quarantinedJSON {
 	j := quarantinedJSON{
 		ID: q.ID, IngestedAt: given(q.IngestedAt), EventTS: given(q.EventTS), Topic: q.Topic, Tenant: q.Tenant, Site: q.Site,
-		Device: q.Device, MsgType: q.MsgType, Reason: q.Reason, Detail: q.Detail, Path: q.Path.String(),
+		Device: q.Device, MsgType: q.MsgType, Reason: q.Reason, Detail: q.Detail, Path: q.Path.String(), Username: q.Username,
+	}
+	if q.Origin == pipeline.OriginHTTP {
+		j.Origin = "http"
 	}
 	if q.MessageID != nil {
 		id := q.MessageID.String()

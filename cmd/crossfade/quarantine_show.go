@@ -129,7 +129,13 @@ const maxShown = 64 << 10
 func (q *quarantineShowCommand) showText(out io.Writer, row *store.Quarantined, ledger *store.LedgerEntry) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	j := jsonRow(row)
-	id, remembered := "", "-"
+	id, user, path, remembered := "", "", j.Path, "-"
+	if j.Username != nil {
+		user = *j.Username
+	}
+	if j.Origin != "" {
+		path += ", by " + j.Origin
+	}
 	if j.MessageID != nil {
 		id = *j.MessageID
 	}
@@ -139,7 +145,7 @@ func (q *quarantineShowCommand) showText(out io.Writer, row *store.Quarantined, 
 	for _, line := range [][2]string{
 		{"ID", fmt.Sprint(row.ID)}, {"ARRIVED", full(row.IngestedAt)}, {"TIME", full(row.EventTS)}, {"TOPIC", row.Topic}, {"TENANT", row.Tenant},
 		{"SITE", row.Site}, {"DEVICE", row.Device}, {"TYPE", row.MsgType}, {"REASON", string(row.Reason)}, {"DETAIL", row.Detail},
-		{"PATH", j.Path}, {"MESSAGE ID", id}, {"LEDGER", remembered},
+		{"PATH", path}, {"USER", user}, {"MESSAGE ID", id}, {"LEDGER", remembered},
 	} {
 		fmt.Fprintf(w, "%s\t%s\n", line[0], dash(printable(line[1])))
 	}

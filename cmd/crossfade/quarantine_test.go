@@ -312,13 +312,13 @@ func TestQuarantineShow(tt *testing.T) {
 	t := newQuarantineTest(tt)
 	t.fill(4)
 	t.exec(`UPDATE quarantine_events SET payload = '{"provision_token":"hunter2","metrics":{"x":"\u001b[2J"}}', topic = E'a\x1b[2J' WHERE id = 1`)
-	t.exec(`UPDATE quarantine_events SET path = 2, raw = convert_to($1, 'UTF8') WHERE id = 2`,
+	t.exec(`UPDATE quarantine_events SET path = 2, origin = 1, username = E't1/d1\x1b[2J', raw = convert_to($1, 'UTF8') WHERE id = 2`,
 		`{"topic":"t","payload":"\"{\\\"provision\\u005ftoken\\\":\\\"hunter2\\\",\\\"a\\\":1}\""}`)
 	t.exec(`UPDATE quarantine_events SET raw = convert_to('{"a":1,"provision_token":"hunter2"', 'UTF8') WHERE id = 3`)
 	t.exec(`UPDATE quarantine_events SET raw = '\xff00'::bytea || convert_to('{"provision_token":"hunter2"', 'UTF8') WHERE id = 4`)
 	for id, want := range map[string][]string{
 		"1": {`a\x1b[2J`, "PAYLOAD\n{", `"provision_token": "[redacted]"`, "quarantined, by mqtt", "UNREGISTERED_DEVICE"},
-		"2": {"jetstream", "RAW, ", `\\\"a\\\":1`, "[redacted]"},
+		"2": {"jetstream, by http", `t1/d1\x1b[2J`, "RAW, ", `\\\"a\\\":1`, "[redacted]"},
 		"3": {`{"a":1,"provision_token[redacted]`, "without the provision_token"},
 		"4": {"ff 00 7b 22"},
 	} {

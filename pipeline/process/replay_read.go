@@ -16,9 +16,10 @@ func (occurrence) Release() error        { return nil }
 func (o occurrence) Occurred() time.Time { return time.Time(o) }
 
 // deliveryOf makes the copy that a row was written for, as far as decoding it needs:
-// the same bytes, topic and tenant. What says why that can't be done is not empty.
+// and authenticating it go: the same bytes, topic, tenant and sender. why says why that
+// can't be done.
 func deliveryOf(row *store.Quarantined) (d pipeline.Delivery, why string) {
-	d = pipeline.Delivery{Path: row.Path, Topic: row.Topic, Body: row.Raw, Receipt: occurrence(occurredOf(row))}
+	d = pipeline.Delivery{Path: row.Path, Topic: row.Topic, Origin: row.Origin, Body: row.Raw, Receipt: occurrence(occurredOf(row))}
 	if row.Raw == nil { // written by the service before this one, which read MQTT
 		d.Path, d.Body = pipeline.PathMQTT, row.Payload
 		if row.Payload == nil {
@@ -30,6 +31,9 @@ func deliveryOf(row *store.Quarantined) (d pipeline.Delivery, why string) {
 		if !row.WholeTopic() {
 			return d, "the row does not hold the whole topic"
 		}
+		if d.Username = unknown; row.WholeUsername() {
+			d.Username = *row.Username
+		}
 		return d, ""
 	}
 	if !row.WholeTenant() {
@@ -38,6 +42,11 @@ func deliveryOf(row *store.Quarantined) (d pipeline.Delivery, why string) {
 	d.Topic, d.Subject = "", streamOf(row.Topic)+"."+row.Tenant
 	return d, ""
 }
+
+// unknown stands for a user name that a row does not hold. It is no device's, so that
+// its message needs a token, even where the topic of a message without a user name is
+// trusted: the broker may have named another device.
+const unknown = "?"
 
 // occurredOf is the time that the message was first given: for a message without a
 // time of its own that is when its copy occurred.

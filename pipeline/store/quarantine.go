@@ -33,10 +33,11 @@ const maxQuarantineBytes = 16 << 20
 
 const insertQuarantine = `
 INSERT INTO quarantine_events
-       (event_ts, topic, tenant_id, site_id, device_id, msg_type, reason, payload, path, message_id, raw, detail)
-SELECT e, t, n, s, d, m, r, p::jsonb, h, i, b, x
+       (event_ts, topic, tenant_id, site_id, device_id, msg_type, reason, payload, path, message_id, raw, detail, username, origin)
+SELECT e, t, n, s, d, m, r, p::jsonb, h, i, b, x, u, o
   FROM unnest($1::timestamptz[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
-              $8::text[], $9::int2[], $10::uuid[], $11::bytea[], $12::text[]) AS u(e, t, n, s, d, m, r, p, h, i, b, x)`
+              $8::text[], $9::int2[], $10::uuid[], $11::bytea[], $12::text[], $13::text[], $14::int2[])
+       AS q(e, t, n, s, d, m, r, p, h, i, b, x, u, o)`
 
 // countQuarantine sorts its rows, so that transactions lock counters in one order.
 const countQuarantine = `
@@ -70,6 +71,7 @@ func insertQuarantined(ctx context.Context, tx pgx.Tx, entries []*Entry, counts 
 	topics, tenants, sites, devices := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
 	types, payloads, raws := make([]*string, n), make([]*string, n), make([][]byte, n)
 	reasons, details := make([]string, n), make([]string, n)
+	usernames, origins := make([]string, n), make([]int16, n)
 	for i, e := range entries {
 		m := e.Msg
 		site, _ := m.Fields.SiteID.Text()
@@ -83,6 +85,10 @@ func insertQuarantined(ctx context.Context, tx pgx.Tx, entries []*Entry, counts 
 		topics[i], tenants[i], sites[i] = clean(m.RawTopic, topic), clean(m.Tenant, text), clean(site, text)
 		devices[i], types[i] = clean(m.Device, text), clean(m.MsgType, msgType)
 		raws[i], reasons[i], details[i] = m.Delivery.Body, string(e.Reason), e.Detail
+		if name := clean(m.Username, pipeline.MaxTopic); name != nil {
+			usernames[i] = *name
+		}
+		origins[i] = int16(m.Delivery.Origin)
 		if raws[i] == nil {
 			raws[i] = []byte{} // an empty body, not an unknown one
 		}
@@ -93,7 +99,7 @@ func insertQuarantined(ctx context.Context, tx pgx.Tx, entries []*Entry, counts 
 		counts[[2]string{tenant, reasons[i]}]++
 	}
 	_, err := tx.Exec(ctx, insertQuarantine, times, topics, tenants, sites, devices, types, reasons,
-		payloads, paths, ids, raws, details)
+		payloads, paths, ids, raws, details, usernames, origins)
 	return err
 }
 

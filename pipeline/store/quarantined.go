@@ -23,7 +23,11 @@ type Quarantined struct {
 	Reason                               pipeline.Reason
 	Detail                               string
 	Path                                 pipeline.Path // 0 where the row has none
-	MessageID                            *pipeline.ID
+	Origin                               pipeline.Origin
+	// Username is as whom the broker knew the sender, "" for nobody; nil where the row
+	// does not tell: those from before version 19 of the schema.
+	Username  *string
+	MessageID *pipeline.ID
 	// Raw is the body as it came, nil where the row has none; Payload is the device's
 	// payload as JSON, nil where jsonb could not hold it. Only some queries read them.
 	Raw, Payload []byte
@@ -39,6 +43,9 @@ const Shortened = "; the row is shortened: "
 func (q *Quarantined) WholeTopic() bool {
 	return !altered(q.Topic) && (!q.shortened() || len(q.Topic) < maxIndexed)
 }
+
+// WholeUsername: see WholeTopic. A name that the row does not tell is not whole.
+func (q *Quarantined) WholeUsername() bool { return q.Username != nil && !altered(*q.Username) }
 
 // WholeTenant: see WholeTopic.
 func (q *Quarantined) WholeTenant() bool {
@@ -138,19 +145,19 @@ func (s *Store) CountQuarantined(ctx context.Context, f QuarantineFilter) (n int
 }
 
 const quarantineColumns = `id, ingested_at, event_ts, coalesce(topic, ''), coalesce(tenant_id, ''), coalesce(site_id, ''),
-       coalesce(device_id, ''), coalesce(msg_type, ''), reason, coalesce(detail, ''), coalesce(path, 0), message_id`
+       coalesce(device_id, ''), coalesce(msg_type, ''), reason, coalesce(detail, ''), coalesce(path, 0), message_id, coalesce(origin, 0), username`
 
 // scan reads quarantineColumns, then extra.
 func (q *Quarantined) scan(row pgx.Row, extra ...any) error {
 	var ingested, event *time.Time
 	var id *[16]byte
-	var path int16
+	var path, origin int16
 	err := row.Scan(append([]any{&q.ID, &ingested, &event, &q.Topic, &q.Tenant, &q.Site,
-		&q.Device, &q.MsgType, &q.Reason, &q.Detail, &path, &id}, extra...)...)
+		&q.Device, &q.MsgType, &q.Reason, &q.Detail, &path, &id, &origin, &q.Username}, extra...)...)
 	if err != nil {
 		return err
 	}
-	q.Path = pipeline.Path(path)
+	q.Path, q.Origin = pipeline.Path(path), pipeline.Origin(origin)
 	if ingested != nil {
 		q.IngestedAt = ingested.UTC()
 	}

@@ -79,6 +79,7 @@ var writtenTables = []tableSpec{
 		{"ingested_at", asTime, false}, {"event_ts", asTime, true}, {"topic", asText, true}, {"tenant_id", asText, true},
 		{"site_id", asText, true}, {"device_id", asText, true}, {"msg_type", asText, true}, {"reason", asText, false},
 		{"payload", asJSON, true}, {"path", asSmall, true}, {"message_id", asUUID, true}, {"raw", asBytes, true}, {"detail", asText, true},
+		{"username", asText, true}, {"origin", asSmall, true},
 	}},
 	{name: "quarantine_counters_minute", key: []string{"bucket_minute", "tenant_id", "reason"}, columns: []columnSpec{
 		{"bucket_minute", asTime, false}, {"tenant_id", asText, false}, {"reason", asText, false}, {"cnt", asCounter, false},
