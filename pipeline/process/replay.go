@@ -109,6 +109,11 @@ func (r *replayer) batch(ctx context.Context, rows []store.Quarantined) error {
 		batch[i].Row = rows[i]
 		r.read(&batch[i], &r.messages[i])
 	}
+	defer func() {
+		for i := range rows {
+			r.messages[i].Forget()
+		}
+	}()
 	if err := r.retry(ctx, func() error { return r.check(ctx, batch) }); err != nil {
 		return err
 	}

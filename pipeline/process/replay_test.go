@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"math"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -298,6 +299,31 @@ func TestReplaysThroughTrouble(t *testing.T) {
 	r.wantCount(0, `SELECT count(*) FROM quarantine_events`)
 	r.wantCount(n, `SELECT count(*) FROM telemetry`)
 	r.wantCount(n, `SELECT count(DISTINCT seq) FROM telemetry`)
+}
+
+// TestReplayForgets: huge messages of one batch do not keep their memory to the end.
+func TestReplayForgets(t *testing.T) {
+	r := newRig(t, database(t), nil)
+	const rows = 520 // two batches
+	r.exec(`INSERT INTO quarantine_events (topic, tenant_id, device_id, msg_type, reason, path, message_id, raw)
+	 SELECT 'tenant/t1/device/d1/telemetry', 't1', 'd1', 'telemetry', 'PAYLOAD_TOO_LARGE', 1, gen_random_uuid(),
+	        convert_to('{"a":[' || repeat('1,', CASE WHEN n <= 10 THEN 500000 ELSE 1 END) || '1]}', 'UTF8')
+	   FROM generate_series(1, $1::int) AS n`, rows)
+	var m runtime.MemStats
+	n, kept := 0, uint64(0)
+	r.replay(func(o *process.ReplayOptions) {
+		o.Each = func(*store.Replayed) {
+			if n++; n == 1 || n == rows {
+				runtime.GC()
+				runtime.GC()
+				runtime.ReadMemStats(&m)
+				kept = m.HeapAlloc - kept // at the end less what it was at the beginning
+			}
+		}
+	})
+	if n != rows || int64(kept) > -50<<20 {
+		t.Errorf("after %d of %d messages the heap is %d MiB larger than while it held the huge ones", n, rows, int64(kept)>>20)
+	}
 }
 
 func TestReplayStopsWithContext(t *testing.T) {
