@@ -47,7 +47,8 @@ type PartitionOptions struct {
 	// TelemetryRetention and QuarantineRetention are how long rows are kept, by
 	// message time and by time of arrival; 0 keeps them for ever, otherwise 1 h at
 	// least. They apply to natively partitioned tables, whoever made the
-	// partitions; plain tables and hypertables are left alone.
+	// partitions; plain tables and hypertables are left alone. The counters per
+	// minute go with the quarantine.
 	TelemetryRetention, QuarantineRetention time.Duration
 	// Chunk is how many rows one transaction deletes at most, 1 or more.
 	Chunk int
@@ -300,25 +301,24 @@ func (p *Partitions) prune(ctx context.Context, conn *pgx.Conn, now time.Time) e
 			errs = append(errs, err)
 		}
 	}
-	errs = append(errs, p.pruneParity(ctx, conn, now.Add(-parityRetention)))
+	errs = append(errs, p.pruneRows(ctx, conn, "crossfade_parity", "minute", now.Add(-parityRetention)),
+		p.pruneRows(ctx, conn, "crossfade_parity_samples", "at", now.Add(-parityRetention)))
+	if p.o.QuarantineRetention > 0 {
+		errs = append(errs, p.pruneRows(ctx, conn, "quarantine_counters_minute", "bucket_minute", now.Add(-p.o.QuarantineRetention)))
+	}
 	return errors.Join(errs...)
 }
 
 // parityRetention is how long it is kept how well the two paths agreed.
 const parityRetention = 7 * day
 
-// pruneParity deletes from the tables of package bridge/parity, which are small and
-// not partitioned.
-func (p *Partitions) pruneParity(ctx context.Context, conn *pgx.Conn, cutoff time.Time) error {
-	var errs []error
-	for table, column := range map[string]string{"crossfade_parity": "minute", "crossfade_parity_samples": "at"} {
-		deleted, err := p.deleteOlder(ctx, conn, table, column, cutoff)
-		errs = append(errs, err)
-		if deleted > 0 {
-			p.o.Logger.DebugContext(ctx, "old rows deleted", "table", table, "count", deleted)
-		}
+// pruneRows deletes from a table that is small and not partitioned.
+func (p *Partitions) pruneRows(ctx context.Context, conn *pgx.Conn, table, column string, cutoff time.Time) error {
+	deleted, err := p.deleteOlder(ctx, conn, table, column, cutoff)
+	if deleted > 0 {
+		p.o.Logger.DebugContext(ctx, "old rows deleted", "table", table, "count", deleted)
 	}
-	return errors.Join(errs...)
+	return err
 }
 
 // pruneTable drops the partitions that end before cutoff, and deletes row by row

@@ -81,20 +81,25 @@ func TestRetentionOfFarClocks(tt *testing.T) {
 }
 
 // TestQuarantineRetention: the same by time of arrival, whatever the time of the
-// message.
+// message, and for the counters of minutes that are as old.
 func TestQuarantineRetention(tt *testing.T) {
 	t := newPartitionTest(tt, "")
 	t.must(t.partitions(nil).Ensure(t.Context(), noon.AddDate(0, 0, -5)))
 	for _, at := range []time.Time{noon.AddDate(-1, 0, 0), noon.AddDate(0, 0, -6), noon.AddDate(0, 0, -2), noon} {
 		t.exec(`INSERT INTO quarantine_events (ingested_at, event_ts, reason) VALUES ($1, '0001-01-01', 'INVALID_JSON')`, at)
+		t.exec(`INSERT INTO quarantine_counters_minute VALUES ($1, '', 'INVALID_JSON', 1)`, at)
 	}
 	t.must(t.partitions(nil).Prune(t.Context(), noon))
-	if n := t.strings(`SELECT count(*)::text FROM quarantine_events`)[0]; n != "4" {
-		t.Errorf("without a retention %s of 4 rows are left", n)
+	for _, table := range []string{"quarantine_events", "quarantine_counters_minute"} {
+		if n := t.strings(`SELECT count(*)::text FROM ` + table)[0]; n != "4" {
+			t.Errorf("without a retention %s of 4 rows of %s are left", n, table)
+		}
 	}
 	t.must(t.partitions(func(o *store.PartitionOptions) { o.QuarantineRetention = 72 * time.Hour }).Prune(t.Context(), noon))
-	if got := t.strings(`SELECT ingested_at::date::text FROM quarantine_events ORDER BY 1`); !slices.Equal(got, []string{"2026-11-21", "2026-11-23"}) {
-		t.Errorf("left: %v", got)
+	for table, column := range map[string]string{"quarantine_events": "ingested_at", "quarantine_counters_minute": "bucket_minute"} {
+		if got := t.strings(`SELECT ` + column + `::date::text FROM ` + table + ` ORDER BY 1`); !slices.Equal(got, []string{"2026-11-21", "2026-11-23"}) {
+			t.Errorf("left in %s: %v", table, got)
+		}
 	}
 }
 
