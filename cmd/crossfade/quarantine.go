@@ -28,22 +28,22 @@ type quarantineFilter struct {
 	Tenant []string `sep:"none" placeholder:"TENANT" help:"Only this tenant's; may be repeated. Empty: those of which no tenant could be read."`
 	Device []string `sep:"none" placeholder:"DEVICE" help:"Only this device's; may be repeated."`
 	Reason []string `placeholder:"CODE" help:"Only those with this reason code, as TOKEN_INVALID; may be repeated."`
-	Since  string   `placeholder:"TIME" help:"Only those that arrived then or later: RFC 3339, a date, or how long ago, as 2h or 7d."`
-	Until  string   `placeholder:"TIME" help:"Only those that arrived before then."`
+	Since  *string  `placeholder:"TIME" help:"Only those that arrived then or later: RFC 3339, a date, or how long ago, as 2h or 7d."`
+	Until  *string  `placeholder:"TIME" help:"Only those that arrived before then."`
 	ID     []int64  `name:"id" placeholder:"ID" help:"Only the row with this ID; may be repeated."`
 }
 
 // resolve turns what was given into what the store understands.
 func (q *quarantineFilter) resolve(ctx context.Context, s *store.Store, now time.Time) (f store.QuarantineFilter, err error) {
 	f.IDs, f.Tenants, f.Devices = q.ID, q.Tenant, q.Device
-	if f.Since, err = parseMoment("--since", q.Since, now); err != nil {
+	if f.Since, err = parseBound("--since", q.Since, now); err != nil {
 		return f, err
 	}
-	if f.Until, err = parseMoment("--until", q.Until, now); err != nil {
+	if f.Until, err = parseBound("--until", q.Until, now); err != nil {
 		return f, err
 	}
 	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
-		return f, usageError{fmt.Errorf("--since %s is not before --until %s", q.Since, q.Until)}
+		return f, usageError{fmt.Errorf("--since %s is not before --until %s", *q.Since, *q.Until)}
 	}
 	for _, code := range q.Reason {
 		r := pipeline.Reason(strings.ToUpper(code))
@@ -76,13 +76,26 @@ func reasonList() string {
 	return strings.Join(names, ", ")
 }
 
-// parseMoment reads a time, or how long ago it was; "" is the zero time.
+// parseBound reads a bound of a filter, nil for none. An empty one is a script's variable
+// that was never set: to take it for no bound would delete what it was to spare.
+func parseBound(flag string, s *string, now time.Time) (time.Time, error) {
+	switch {
+	case s == nil:
+		return time.Time{}, nil
+	case *s == "":
+		return time.Time{}, usageError{fmt.Errorf("%s is empty: give a time, or leave it out", flag)}
+	}
+	return parseMoment(flag, *s, now)
+}
+
+// parseMoment reads a time, or how long ago it was; "" is the zero time, which no other
+// text is.
 func parseMoment(flag, s string, now time.Time) (time.Time, error) {
 	if s == "" {
 		return time.Time{}, nil
 	}
 	for _, layout := range []string{time.RFC3339Nano, time.DateOnly} {
-		if t, err := time.Parse(layout, s); err == nil {
+		if t, err := time.Parse(layout, s); err == nil && !t.IsZero() {
 			return t, nil
 		}
 	}

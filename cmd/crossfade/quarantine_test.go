@@ -169,6 +169,12 @@ func TestQuarantineRefuses(tt *testing.T) {
 		{[]string{"list", "--since", "yesterday"}, "2026-11-23T09:00:00Z"},
 		{[]string{"list", "--since", "-2h"}, "--since"},
 		{[]string{"list", "--since", "1h", "--until", "2h"}, "not before"},
+		{[]string{"list", "--since", "0001-01-01T00:00:00Z"}, "--since"}, // a program's time that was never set
+		{[]string{"list", "--since", ""}, "--since"},
+		{[]string{"purge", "--yes", "--tenant", "t1", "--until", ""}, "--until"}, // a script's variable that was never set
+		{[]string{"purge", "--yes", "--tenant", "t1", "--until", "0001-01-01"}, "--until"},
+		{[]string{"replay", "--yes", "--tenant", "t1", "--until="}, "--until"},
+		{[]string{"list", "--reason", "\xff"}, "--reason"},
 		{[]string{"list", "--limit", "0"}, "--limit"},
 		{[]string{"purge", "--yes"}, "--all"},
 		{[]string{"purge", "--yes", "--all", "--tenant", "t1"}, "contradict"},
