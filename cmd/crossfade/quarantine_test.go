@@ -4,12 +4,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -226,92 +224,6 @@ func TestQuarantinePurge(tt *testing.T) {
 	}
 	t.wantCount(0, `SELECT count(*) FROM quarantine_events`)
 	t.wantCount(12_000, `SELECT count(*) FROM crossfade_ledger`)
-}
-
-func TestQuarantineReplay(tt *testing.T) {
-	t := newQuarantineTest(tt)
-	t.fill(1000)
-	t.register()
-	type answer struct {
-		DryRun   bool `json:"dry_run"`
-		Messages int
-		Outcomes []outcomeJSON
-	}
-	replay := func(code int, args ...string) (a answer) {
-		got, out, errs := call(t, append([]string{"quarantine", "replay", "--output", "json"}, args...)...)
-		if err := json.Unmarshal([]byte(out), &a); err != nil || got != code {
-			t.Errorf("%v: exit %d, want %d (%v)\n%s%s", args, got, code, err, out, errs)
-		}
-		return a
-	}
-	want := []outcomeJSON{{"written", "", 900}, {"quarantined", pipeline.UnregisteredDevice, 100}}
-	if a := replay(exitNo, "--dry-run"); !a.DryRun || a.Messages != 1000 || !slices.Equal(a.Outcomes, want) {
-		t.Errorf("dry run: %+v", a)
-	}
-	t.wantCount(1000, `SELECT count(*) FROM quarantine_events`)
-	if a := replay(exitNo, "--yes"); a.DryRun || a.Messages != 1000 || !slices.Equal(a.Outcomes, want) {
-		t.Errorf("replay: %+v", a)
-	}
-	t.wantCount(900, `SELECT count(*) FROM telemetry`)
-	t.exec(`INSERT INTO app_settings VALUES ('MAX_PAYLOAD_BYTES', '64')`)
-	if a := replay(exitNo, "--yes"); !slices.Equal(a.Outcomes, []outcomeJSON{{"quarantined", pipeline.PayloadTooLarge, 100}}) {
-		t.Errorf("with app_settings: %+v", a)
-	}
-	t.exec(`UPDATE app_settings SET value = 'rubbish'; INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd4', 's1')`)
-	_, out, _ := call(t, "quarantine", "replay", "--yes", "--each", "--output", "json", "--tenant", "t1", "--id", "9", "--id", "8")
-	if lines := strings.Split(strings.TrimSpace(out), "\n"); len(lines) != 2 || !strings.Contains(lines[0], `"id":9`) ||
-		!strings.Contains(lines[0], `"outcome":"written"`) || !strings.Contains(lines[0], `"reason_before":"PAYLOAD_TOO_LARGE"`) || !json.Valid([]byte(lines[1])) {
-		t.Errorf("each:\n%s", out)
-	}
-	if out := t.ok("replay", "--yes", "19", "29"); !strings.Contains(out, "19: written\n29: written\n") {
-		t.Errorf("by IDs:\n%s", out)
-	}
-	if a := replay(exitDone, "--yes"); !slices.Equal(a.Outcomes, []outcomeJSON{{"written", "", 97}}) {
-		t.Errorf("the rest: %+v", a)
-	}
-	t.wantCount(1000, `SELECT count(DISTINCT seq) FROM telemetry`)
-}
-
-// TestQuarantineReplayKilled: a replay that is killed in the middle, beside another
-// one, loses and doubles nothing.
-func TestQuarantineReplayKilled(tt *testing.T) {
-	t := newQuarantineTest(tt)
-	const n = 6000
-	t.fill(n)
-	t.register()
-	t.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd4', 's1')`)
-	program, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for kill := 1; kill <= 3; kill++ {
-		child := exec.Command(program, "quarantine", "replay", "--yes")
-		child.Env = append(os.Environ(), beCrossfade+"=1")
-		if err := child.Start(); err != nil {
-			t.Fatal(err)
-		}
-		deadline := time.Now().Add(time.Minute)
-		for t.count(`SELECT count(*) FROM telemetry`) < 1000*kill && time.Now().Before(deadline) {
-			continue
-		}
-		_ = child.Process.Kill()
-		_ = child.Wait()
-		if ws, ok := child.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() {
-			t.Errorf("the replay ended before it was killed: %v", child.ProcessState)
-		}
-	}
-	other := exec.Command(program, "quarantine", "replay", "--yes")
-	other.Env = append(os.Environ(), beCrossfade+"=1")
-	if err := other.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.ok("replay", "--yes")
-	if err := other.Wait(); err != nil {
-		t.Errorf("the other replay: %v", err)
-	}
-	t.wantCount(0, `SELECT count(*) FROM quarantine_events`)
-	t.wantCount(n, `SELECT count(*) FROM telemetry`)
-	t.wantCount(n, `SELECT count(DISTINCT seq) FROM telemetry`)
 }
 
 func TestQuarantineShow(tt *testing.T) {
