@@ -47,6 +47,8 @@ type Conn struct {
 	changed chan struct{} // closed and replaced whenever the connection comes or goes
 	lastErr error         // why there is no connection, explained
 	logged  string        // the last reason that was logged
+
+	denials denials
 }
 
 // Connect opens the connection. A server that cannot be reached is no error: it
@@ -100,7 +102,7 @@ func (c *Conn) callbacks() []nats.Option {
 		nats.ClosedHandler(func(*nats.Conn) { c.closed.Store(true) }),
 		nats.ReconnectErrHandler(func(_ *nats.Conn, err error) { c.refused(err) }),
 		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) {
-			if c.connected() {
+			if c.connected() && !c.denials.tell(err) {
 				c.log.Warn("NATS connection error", "server", c.where, "error", err)
 			}
 		}),

@@ -199,9 +199,11 @@ func (p *RoutePublisher) one(ctx context.Context, m *RouteMessage) RouteOutcome 
 	if !subjectSafe(m.Tenant) {
 		return RouteOutcome{Refused: "the tenant's name cannot be part of a NATS subject"}
 	}
+	msg := &nats.Msg{Subject: "routes." + m.Tenant, Data: m.Body}
+	ctx, unwatch := p.conn.denials.watch(ctx, msg.Subject)
+	defer unwatch()
 	ctx, cancel := context.WithTimeout(ctx, p.cfg.AckTimeout)
 	defer cancel()
-	msg := &nats.Msg{Subject: "routes." + m.Tenant, Data: m.Body}
 	_, err := p.conn.js.PublishMsg(ctx, msg, natsjs.WithMsgID(m.ID), natsjs.WithRetryAttempts(0))
 	switch {
 	case err == nil:
