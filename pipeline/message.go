@@ -100,6 +100,16 @@ func (m *Message) Member(name string) canonical.Value {
 	return m.Payload.Get(name)
 }
 
+// EachMember walks the payload's members that the device sent, as they are written:
+// of duplicates the last one counts.
+func (m *Message) EachMember(visit func(name string, v canonical.Value)) {
+	m.Payload.Each(func(name string, v canonical.Value) {
+		if m.without == "" || name != m.without {
+			visit(name, v)
+		}
+	})
+}
+
 // Forget lets go of the delivery and of the memory that only a huge message needs.
 // The message says nothing afterwards.
 func (m *Message) Forget() {

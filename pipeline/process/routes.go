@@ -21,7 +21,7 @@ const maxToldRoutes = 1000
 
 // routes caches the tenants' routes, tenants that have none included.
 type routes struct {
-	find func(context.Context, []string) (map[string]route.Set, []route.Problem, error)
+	find func(context.Context, []string) (map[string]*route.Set, []route.Problem, error)
 	ttl  time.Duration
 	log  *slog.Logger
 
@@ -34,11 +34,11 @@ type routes struct {
 }
 
 type cachedRoutes struct {
-	set     route.Set
+	set     *route.Set
 	expires time.Time
 }
 
-func newRoutes(ttl time.Duration, log *slog.Logger, find func(context.Context, []string) (map[string]route.Set, []route.Problem, error)) *routes {
+func newRoutes(ttl time.Duration, log *slog.Logger, find func(context.Context, []string) (map[string]*route.Set, []route.Problem, error)) *routes {
 	return &routes{find: find, ttl: ttl, log: log, tenants: make(map[string]cachedRoutes), told: make(map[string]struct{})}
 }
 
@@ -52,7 +52,7 @@ func (r *routes) match(ctx context.Context, now time.Time, entries []store.Entry
 	}
 	for i := range entries {
 		if e := &entries[i]; routed(e) {
-			if set := sets[e.Msg.Tenant]; len(set) > 0 {
+			if set := sets[e.Msg.Tenant]; set != nil {
 				e.Routes = set.Match(e.Routes[:0], e.Msg)
 			}
 		}
@@ -65,14 +65,14 @@ func routed(e *store.Entry) bool {
 }
 
 // lookup returns the routes of the entries' tenants, of those that have any.
-func (r *routes) lookup(ctx context.Context, now time.Time, entries []store.Entry) (map[string]route.Set, error) {
-	var sets map[string]route.Set
-	keep := func(tenant string, set route.Set) {
-		if len(set) == 0 {
+func (r *routes) lookup(ctx context.Context, now time.Time, entries []store.Entry) (map[string]*route.Set, error) {
+	var sets map[string]*route.Set
+	keep := func(tenant string, set *route.Set) {
+		if set == nil {
 			return
 		}
 		if sets == nil {
-			sets = make(map[string]route.Set)
+			sets = make(map[string]*route.Set)
 		}
 		sets[tenant] = set
 	}
@@ -101,7 +101,7 @@ func (r *routes) lookup(ctx context.Context, now time.Time, entries []store.Entr
 }
 
 // cached gives keep what the cache has and returns the tenants that it lacks.
-func (r *routes) cached(now time.Time, entries []store.Entry, keep func(string, route.Set)) (missing []string, generation uint64) {
+func (r *routes) cached(now time.Time, entries []store.Entry, keep func(string, *route.Set)) (missing []string, generation uint64) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	seen, last := make(map[string]struct{}), ""

@@ -27,9 +27,9 @@ type routesTest struct {
 
 func newRoutesTest(tt *testing.T) *routesTest {
 	t := &routesTest{T: tt, table: make(map[string]string)}
-	t.routes = newRoutes(time.Minute, slog.New(slog.NewTextHandler(&t.log, nil)), func(_ context.Context, tenants []string) (map[string]route.Set, []route.Problem, error) {
+	t.routes = newRoutes(time.Minute, slog.New(slog.NewTextHandler(&t.log, nil)), func(_ context.Context, tenants []string) (map[string]*route.Set, []route.Problem, error) {
 		t.asked = append(t.asked, strings.Join(tenants, " "))
-		sets := make(map[string]route.Set)
+		sets := make(map[string]*route.Set)
 		var problems []route.Problem
 		for _, tenant := range tenants {
 			id, ok := t.table[tenant]
@@ -40,7 +40,7 @@ func newRoutesTest(tt *testing.T) *routesTest {
 			if err != nil {
 				tt.Fatal(err)
 			}
-			sets[tenant] = route.Set{r}
+			sets[tenant] = route.NewSet([]*route.Route{r})
 			problems = append(problems, route.Problem{Tenant: tenant, ID: "9", Err: errors.New("broken")})
 		}
 		if t.during != nil {

@@ -4,7 +4,7 @@
 // messages, and [Route.AppendBody] says what a matching one becomes on routes.>.
 //
 //	row ── Compile ──▶ Route ─┐
-//	row ── Compile ──▶ Route ─┼─▶ Set ── Match(message) ──▶ the routes that it takes
+//	row ── Compile ──▶ Route ─┼─ NewSet ─▶ Set ── Match(message) ──▶ the routes that it takes
 //	row ── Compile ──▶ error  ┘      (reported; the others work on)
 //
 // Routes see a message as its device sent it: metrics under the device's own

@@ -117,30 +117,48 @@ func newPlainValue(v canonical.Value) *plainValue {
 // an array or object is compared as text.
 func (f payloadFilter) match(m *pipeline.Message) bool {
 	for i := range f {
-		v := m.Fields.Metrics.Get(f[i].name)
-		if v.Kind() == canonical.KindNone {
-			v = m.Member(f[i].name)
-		}
-		if v.Kind() == canonical.KindNone || !f[i].holds(v) {
+		if !f[i].holds(valued(member(m, f[i].name))) {
 			return false
 		}
 	}
 	return true
 }
 
-func (c *condition) holds(v canonical.Value) bool {
-	if c.plain != nil {
-		return c.plain.equals(v)
+// hold is match with the values already looked up; numbers says which is whose.
+func (f payloadFilter) hold(values []value, numbers []int32) bool {
+	for i := range f {
+		if !f[i].holds(values[numbers[i]]) {
+			return false
+		}
 	}
-	if len(c.comparisons) == 0 {
-		return true
-	}
+	return true
+}
+
+// value is a member with the number that it is.
+type value struct {
+	canonical.Value
+	number   float64
+	isNumber bool
+}
+
+func valued(v canonical.Value) value {
 	number, ok := v.Float()
-	if !ok {
+	return value{v, number, ok}
+}
+
+func (c *condition) holds(v value) bool {
+	switch {
+	case v.Kind() == canonical.KindNone:
+		return false
+	case c.plain != nil:
+		return c.plain.equals(v)
+	case len(c.comparisons) == 0:
+		return true
+	case !v.isNumber:
 		return false
 	}
 	for _, cmp := range c.comparisons {
-		if !cmp.holds(number) {
+		if !cmp.holds(v.number) {
 			return false
 		}
 	}
@@ -164,15 +182,14 @@ func (c comparison) holds(number float64) bool {
 	}
 }
 
-func (p *plainValue) equals(v canonical.Value) bool {
+func (p *plainValue) equals(v value) bool {
 	switch v.Kind() {
 	case canonical.KindString:
 		s, _ := v.Text()
 		return s == p.text
 	case canonical.KindNumber:
-		number, _ := v.Float()
 		// 1e999 and 1e9999 have one text, and are one infinity.
-		return p.isNumber && number == p.number
+		return p.isNumber && v.number == p.number
 	case canonical.KindTrue:
 		return p.text == "true"
 	case canonical.KindFalse:

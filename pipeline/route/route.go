@@ -154,19 +154,6 @@ func appendString(dst []byte, s string) []byte {
 	return append(dst, '"')
 }
 
-// Set is a tenant's routes. It is shared and never changed.
-type Set []*Route
-
-// Match appends the published routes that the message takes, in the set's order.
-func (s Set) Match(dst []*Route, m *pipeline.Message) []*Route {
-	for _, r := range s {
-		if r.Published() && r.Match(m) {
-			dst = append(dst, r)
-		}
-	}
-	return dst
-}
-
 // Problem is a row that cannot be read.
 type Problem struct {
 	Tenant, ID string

@@ -217,7 +217,7 @@ func TestPostgreSQLIsNotPublished(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := (route.Set{r, compile(t, "")}).Match(nil, byMQTT(`{"site_id":"s1"}`)); len(got) != 1 || got[0] == r {
+	if got := route.NewSet([]*route.Route{r, compile(t, "")}).Match(nil, byMQTT(`{"site_id":"s1"}`)); len(got) != 1 || got[0] == r {
 		t.Errorf("matched %v", got)
 	}
 }
@@ -229,8 +229,8 @@ func TestMatchingAllocatesNothing(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	set := route.Set{other, compile(t, `{"temp":{"$gt":80}}`), compile(t, `{"mode":"boost"}`), compile(t, `{"door":false}`),
-		compile(t, `{"n":"x"}`), compile(t, `{"temp":21}`), compile(t, `{"missing":1}`)}
+	set := route.NewSet([]*route.Route{other, compile(t, `{"temp":{"$gt":80}}`), compile(t, `{"mode":"boost"}`), compile(t, `{"door":false}`),
+		compile(t, `{"n":"x"}`), compile(t, `{"temp":21}`), compile(t, `{"missing":1}`)})
 	var matched []*route.Route
 	if n := testing.AllocsPerRun(100, func() { matched = set.Match(nil, m) }); n != 0 || len(matched) != 0 {
 		t.Errorf("%v allocations, %d matches", n, len(matched))

@@ -36,6 +36,14 @@ func checkTopicFilter(filter string) error {
 
 // matchTopic reports whether a valid filter takes a topic.
 func matchTopic(filter, topic string) bool {
+	if strings.HasPrefix(topic, "$") && (filter[0] == '+' || filter[0] == '#') {
+		return false // section 4.7.2
+	}
+	return matchLevels(filter, topic)
+}
+
+// matchLevels is matchTopic from any level on.
+func matchLevels(filter, topic string) bool {
 	for {
 		want, restWant, moreWant := strings.Cut(filter, "/")
 		if want == "#" {

@@ -39,6 +39,10 @@ func TestTopicFilters(t *testing.T) {
 		{"a//b", "a//b", true},
 		{"a/+/b", "a//b", true},
 		{"$share/x", "$share/x", true},
+		{"$x/#", "$x/a", true},
+		{"#", "$x/a", false},
+		{"+/a", "$x/a", false},
+		{"a/+", "a/$x", true},
 		{"tenant/t 1/ä", "tenant/t 1/ä", true},
 	} {
 		if err := checkTopicFilter(c.filter); err != nil {
@@ -58,8 +62,15 @@ func TestBadTopicFilters(t *testing.T) {
 	}
 }
 
-// takes is MQTT 5, section 4.7.1, as it is written.
+// takes is MQTT 5, sections 4.7.1 and 4.7.2, as they are written.
 func takes(filter, topic []string) bool {
+	if strings.HasPrefix(topic[0], "$") && (filter[0] == "+" || filter[0] == "#") {
+		return false
+	}
+	return takesLevels(filter, topic)
+}
+
+func takesLevels(filter, topic []string) bool {
 	switch {
 	case len(filter) > 0 && filter[0] == "#":
 		return true
@@ -68,14 +79,14 @@ func takes(filter, topic []string) bool {
 	case filter[0] != "+" && filter[0] != topic[0]:
 		return false
 	}
-	return takes(filter[1:], topic[1:])
+	return takesLevels(filter[1:], topic[1:])
 }
 
 func TestTopicFiltersAgreeWithTheStandard(t *testing.T) {
-	level := rapid.SampledFrom([]string{"", "a", "b", "aa", "$x"})
+	name := rapid.SampledFrom([]string{"", "a", "b", "aa", "$x"})
 	rapid.Check(t, func(t *rapid.T) {
-		topic := rapid.SliceOfN(level, 1, 5).Draw(t, "topic")
-		filter := rapid.SliceOfN(rapid.OneOf(level, rapid.Just("+"), rapid.SampledFrom(topic)), 1, 5).Draw(t, "filter")
+		topic := rapid.SliceOfN(name, 1, maxLevels+3).Draw(t, "topic")
+		filter := rapid.SliceOfN(rapid.OneOf(name, rapid.Just("+"), rapid.SampledFrom(topic)), 1, maxLevels+3).Draw(t, "filter")
 		if rapid.Bool().Draw(t, "ends with #") {
 			filter = append(filter, "#")
 		}
@@ -88,6 +99,11 @@ func TestTopicFiltersAgreeWithTheStandard(t *testing.T) {
 		}
 		if got, want := matchTopic(f, strings.Join(topic, "/")), takes(filter, topic); got != want {
 			t.Fatalf("filter %q takes %q: %v, want %v", f, strings.Join(topic, "/"), got, want)
+		}
+		var tree level
+		tree.add(f, 7)
+		if got, want := len(tree.root(nil, strings.Join(topic, "/"))), takes(filter, topic); got > 1 || (got == 1) != want {
+			t.Fatalf("filter %q, sorted in, takes %q %d times, want %v", f, strings.Join(topic, "/"), got, want)
 		}
 	})
 }

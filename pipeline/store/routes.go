@@ -21,10 +21,10 @@ SELECT tenant_id::text, coalesce(id::text, ''),
  ORDER BY tenant_id, id`
 
 // Routes looks up the enabled routes of tenants, all in one query. A tenant that is
-// not in the result has none. Rows that cannot be read come back as problems, and
+// not in the result has none that is published. Rows that cannot be read come back as problems, and
 // hold up no other.
-func (s *Store) Routes(ctx context.Context, tenants []string) (sets map[string]route.Set, problems []route.Problem, err error) {
-	sets = make(map[string]route.Set)
+func (s *Store) Routes(ctx context.Context, tenants []string) (sets map[string]*route.Set, problems []route.Problem, err error) {
+	sets = make(map[string]*route.Set)
 	var names []string
 	for _, t := range tenants {
 		if storableText(t) {
@@ -38,6 +38,7 @@ func (s *Store) Routes(ctx context.Context, tenants []string) (sets map[string]r
 	if err != nil {
 		return nil, nil, translate("look up routes", err)
 	}
+	lists := make(map[string][]*route.Route)
 	var r route.Row
 	columns := []any{&r.Tenant, &r.ID, &r.NumericID, &r.TopicFilter, &r.DestinationType, &r.DestinationConfig, &r.PayloadFilter}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
@@ -46,11 +47,16 @@ func (s *Store) Routes(ctx context.Context, tenants []string) (sets map[string]r
 			problems = append(problems, route.Problem{Tenant: r.Tenant, ID: r.ID, Err: err})
 			return nil
 		}
-		sets[r.Tenant] = append(sets[r.Tenant], compiled)
+		lists[r.Tenant] = append(lists[r.Tenant], compiled)
 		return nil
 	})
 	if err != nil {
 		return nil, nil, translate("look up routes", err)
+	}
+	for tenant, list := range lists {
+		if set := route.NewSet(list); set != nil {
+			sets[tenant] = set
+		}
 	}
 	return sets, problems, nil
 }
