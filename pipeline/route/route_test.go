@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,7 @@ func compile(t testing.TB, filter string) *route.Route {
 func TestPayloadFilters(t *testing.T) {
 	const payload = `{"site_id":"s1","seq":7,"temp":1,"ts":null,"metrics":{"temp":85.5,"hum":"40","door":true,"shut":false,
 		"mode":"eco","zero":-0.0,"big":1e400,"list":[1,{"b":2,"a":1}],"none":null,"text":"22.5","num":22.50,"true":"true"}}`
+	var all, matching []*route.Route
 	for filter, want := range map[string]bool{
 		``: true, `null`: true, `{}`: true,
 		`{"temp":{"$gt":80}}`:                         true,
@@ -109,11 +111,18 @@ func TestPayloadFilters(t *testing.T) {
 		` { "temp" : { "$gt" : 80 } , "seq" : { } } `: true,
 	} {
 		r := compile(t, filter)
+		all = append(all, r)
+		if want {
+			matching = append(matching, r)
+		}
 		for path, m := range map[string]*pipeline.Message{"mqtt": byMQTT(payload), "jetstream": byJetStream(payload)} {
 			if got := r.Match(m); got != want {
 				t.Errorf("%s by %s: %v, want %v", filter, path, got, want)
 			}
 		}
+	}
+	if got := route.NewSet(all).Match(nil, byMQTT(payload)); !slices.Equal(got, matching) {
+		t.Errorf("as a set %d match, want %d", len(got), len(matching))
 	}
 }
 
