@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -171,6 +172,45 @@ func TestPublishersShareTheOutbox(t *testing.T) {
 	}
 	w.wantPublished()
 	await(t, "the one that came back has its share", func() bool { sum, all := shares(children...); return all && sum == store.OutboxLanes })
+}
+
+// TestPublisherThatWasFrozen: one of two stops in the midst of its turn, PostgreSQL
+// ends its session and the other publishes what it had read. Once it goes on, with
+// rows that are not its own any more, nothing is doubled or overtaken.
+func TestPublisherThatWasFrozen(t *testing.T) {
+	s := newStack(t)
+	w := s.writer()
+	for range 60 {
+		w.write("t1", 30, 10)
+	}
+	frozen := s.spawn(s.publisher("a"))
+	s.start(s.publisher("b"))
+	js := s.jetstream()
+	await(t, "messages are published", func() bool {
+		stream, err := js.Stream(t.Context(), "ROUTES")
+		return err == nil && stream.CachedInfo().State.Msgs > 300
+	})
+	if err := frozen.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.pool.Exec(t.Context(), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'crossfade routes' AND datname = current_database()`); err != nil {
+		t.Fatal(err)
+	}
+	for range 5 {
+		w.write("t1", 30, 10)
+	}
+	await(t, "the other publishes all", func() bool { return s.count(`SELECT count(*) FROM crossfade_outbox`) == 0 })
+	if err := frozen.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "it shares the work again", func() bool {
+		_, metrics := frozen.get("/metrics")
+		return metric(t, metrics, "crossfade_outbox_lanes") == store.OutboxLanes/2
+	})
+	for range 5 {
+		w.write("t1", 30, 10)
+	}
+	w.wantPublished()
 }
 
 // TestOutboxThroughNATSOutage: ingest goes on while NATS is dead, readiness says

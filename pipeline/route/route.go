@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
+	"unicode"
 
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/canonical"
@@ -43,8 +45,12 @@ type Route struct {
 // Compile reads a row. The error says which column it is that can't be read, and
 // why; such a row routes nothing.
 func Compile(r Row) (*Route, error) {
-	if r.ID == "" {
+	switch {
+	case r.ID == "":
 		return nil, errors.New("id is empty; repeats of a message are told by it")
+	case strings.TrimSpace(r.ID) != r.ID || strings.ContainsFunc(r.ID, unicode.IsControl):
+		// As part of a header it would become another's ID.
+		return nil, fmt.Errorf("id %q begins or ends with white space or holds a control character; repeats of a message are told by it", abridged(r.ID))
 	}
 	switch r.DestinationType {
 	case DestinationWebhook, DestinationMQTTRepublish, DestinationPostgreSQL:

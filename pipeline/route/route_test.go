@@ -198,6 +198,8 @@ func TestUnreadableRows(t *testing.T) {
 	}{
 		"topic filter":         {func(r *route.Row) { r.TopicFilter = "a/#/b" }, "topic_filter"},
 		"no id":                {func(r *route.Row) { r.ID = "" }, "id"},
+		"id with a line end":   {func(r *route.Row) { r.ID, r.NumericID = "a\nb", false }, "id"},
+		"id with a space":      {func(r *route.Row) { r.ID, r.NumericID = "a ", false }, "id"},
 		"no topic filter":      {func(r *route.Row) { r.TopicFilter = "" }, "topic_filter"},
 		"destination":          {func(r *route.Row) { r.DestinationType = "fax" }, "destination_type"},
 		"config":               {func(r *route.Row) { r.DestinationConfig = "{" }, "destination_config"},

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 
 	"github.com/jackc/pgx/v5"
 
@@ -20,9 +21,13 @@ SELECT tenant_id::text, coalesce(id::text, ''),
  WHERE tenant_id::text = ANY($1) AND lower(is_enabled::text) IN ('true', 't', '1', 'yes', 'on')
  ORDER BY tenant_id, id`
 
+// errSameID is for adopted tables whose id is no key: of two publications under one ID
+// the stream drops the second.
+var errSameID = errors.New("id is that of another route of this tenant; repeats of a message are told by it")
+
 // Routes looks up the enabled routes of tenants, all in one query. A tenant that is
-// not in the result has none that is published. Rows that cannot be read come back as problems, and
-// hold up no other.
+// not in the result has none that is published. Rows that cannot be read come back as
+// problems, and hold up no other.
 func (s *Store) Routes(ctx context.Context, tenants []string) (sets map[string]*route.Set, problems []route.Problem, err error) {
 	sets = make(map[string]*route.Set)
 	var names []string
@@ -39,11 +44,14 @@ func (s *Store) Routes(ctx context.Context, tenants []string) (sets map[string]*
 		return nil, nil, translate("look up routes", err)
 	}
 	lists := make(map[string][]*route.Route)
-	var r route.Row
+	var r, before route.Row
 	columns := []any{&r.Tenant, &r.ID, &r.NumericID, &r.TopicFilter, &r.DestinationType, &r.DestinationConfig, &r.PayloadFilter}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
 		compiled, err := route.Compile(r)
-		if err != nil {
+		if err == nil && r.Tenant == before.Tenant && r.ID == before.ID {
+			err = errSameID
+		}
+		if before = r; err != nil {
 			problems = append(problems, route.Problem{Tenant: r.Tenant, ID: r.ID, Err: err})
 			return nil
 		}

@@ -66,10 +66,15 @@ func TestRoutesOfAnAdoptedDatabase(tt *testing.T) {
 		('2f1e8a4c-0000-4000-8000-000000000002', 't1', 'b', '#', 'webhook', NULL, '{"temp', 1),
 		('2f1e8a4c-0000-4000-8000-000000000003', 't1', 'c', '#', 'webhook', NULL, '', 0),
 		('2f1e8a4c-0000-4000-8000-000000000004', 't1', NULL, NULL, NULL, NULL, NULL, 1),
+		('2f1e8a4c-0000-4000-8000-000000000001', 't1', 'the same again', '#', 'webhook', NULL, NULL, 1),
+		('2f1e8a4c-0000-4000-8000-000000000001', 't2', 'another tenant''s', '#', 'webhook', NULL, NULL, 1),
 		(NULL, 't1', 'd', '#', 'webhook', NULL, NULL, 1), (NULL, NULL, 'd', '#', 'webhook', NULL, NULL, NULL)`)
 	ids, problems := t.routes("t1")
-	if len(ids) != 1 || ids[0] != "2f1e8a4c-0000-4000-8000-000000000001" || len(problems) != 3 {
+	if len(ids) != 1 || ids[0] != "2f1e8a4c-0000-4000-8000-000000000001" || len(problems) != 4 || !strings.Contains(problems[0], "id is that of another route") {
 		t.Errorf("routes %v, problems %q", ids, problems)
+	}
+	if ids, _ := t.routes("t1", "t2"); len(ids) != 2 {
+		t.Errorf("routes %v of both tenants", ids)
 	}
 	e := telemetry(`{"site_id":"s1","seq":1,"metrics":{"temp":90}}`)
 	sets, _, err := t.Routes(t.Context(), []string{"t1"})
