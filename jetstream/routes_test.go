@@ -230,6 +230,19 @@ func TestOneTenantsFailureRestsAlone(t *testing.T) {
 	}
 }
 
+// TestATurnEnds: what was read long ago may be another publisher's by now, and is not
+// begun any more.
+func TestATurnEnds(t *testing.T) {
+	n := devstack.TestNATS(t)
+	p := routePublisher(t, connect(t, n, ""), func(c *jetstream.RoutesConfig) { c.Turn = 100 * time.Millisecond })
+	publishAll(t, p, routeMessages("first", 1, 1))
+	list := routeMessages("t1", 1, 50_000) // one after the other: 2 µs each
+	outcomes := p.Publish(testContext(t), list)
+	if !outcomes[0].Stored || outcomes[len(list)-1] != (jetstream.RouteOutcome{}) {
+		t.Errorf("the first message: %+v, the last: %+v", outcomes[0], outcomes[len(list)-1])
+	}
+}
+
 // TestPublishEndsWithItsContext: soon, and with an answer for what was under way.
 func TestPublishEndsWithItsContext(t *testing.T) {
 	n := devstack.TestNATS(t)

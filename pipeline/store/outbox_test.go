@@ -225,3 +225,15 @@ func TestLostSessionLosesItsLanes(tt *testing.T) {
 		return len(other.Held()) == store.OutboxLanes
 	})
 }
+
+// TestAFrozenHolderLosesItsLanes: the machine of one that is stopped still answers for
+// its connection, and only PostgreSQL's patience frees its lanes. That is longer than a
+// turn of publishing can last, or two would publish at once.
+func TestAFrozenHolderLosesItsLanes(tt *testing.T) {
+	t := newStoreTest(tt)
+	value, err := t.lanes().Setting(t.Context(), "idle_session_timeout")
+	t.must(err)
+	if value != "1min" {
+		t.Errorf("idle_session_timeout is %s, want 1min", value)
+	}
+}
