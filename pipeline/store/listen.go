@@ -86,7 +86,7 @@ func (s *Store) Listen(ctx context.Context, o ListenOptions, heard func(Change))
 	if err := o.Validate(); err != nil {
 		return err
 	}
-	l := &listener{ListenOptions: o, config: s.pool.Config().ConnConfig, heard: heard}
+	l := &listener{ListenOptions: o, store: s, heard: heard}
 	wait := o.RetryMin
 	for ctx.Err() == nil {
 		err := l.session(ctx)
@@ -106,7 +106,7 @@ func (s *Store) Listen(ctx context.Context, o ListenOptions, heard func(Change))
 
 type listener struct {
 	ListenOptions
-	config    *pgx.ConnConfig
+	store     *Store
 	heard     func(Change)
 	listening bool
 	failing   bool // and said so
@@ -151,20 +151,24 @@ func (l *listener) session(ctx context.Context) error {
 func (l *listener) connect(ctx context.Context) (*pgx.Conn, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.Patience)
 	defer cancel()
-	return pgx.ConnectConfig(ctx, l.config.Copy())
+	return pgx.ConnectConfig(ctx, l.store.pool.Config().ConnConfig)
 }
 
 // subscribe returns once notifications are known to come. Behind a connection
 // pooler that shares sessions LISTEN succeeds, and nothing ever comes of it: so a
-// word to ourselves has to.
+// word to ourselves has to. It goes by another connection, for such a pooler does
+// hand on what comes together with the answer to a statement.
 func (l *listener) subscribe(ctx context.Context, conn *pgx.Conn) error {
 	ctx, cancel := context.WithTimeout(ctx, l.Patience)
 	defer cancel()
 	word := fmt.Sprintf("crossfade_changes_%d_%016x", conn.PgConn().PID(), rand.Uint64())
-	for _, sql := range []string{"LISTEN " + changesChannel, "LISTEN " + word, "NOTIFY " + word} {
-		if _, err := conn.Exec(ctx, sql); err != nil {
+	for _, channel := range []string{changesChannel, word} {
+		if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
 			return err
 		}
+	}
+	if _, err := l.store.pool.Exec(ctx, "NOTIFY "+word); err != nil {
+		return fmt.Errorf("try it out: %w", err)
 	}
 	for {
 		n, err := conn.WaitForNotification(ctx)

@@ -181,26 +181,40 @@ func TestListenOnADeadConnection(tt *testing.T) {
 	e.want(begins, all)
 }
 
-// TestListenThroughAPooler that shares sessions: LISTEN succeeds, notifications do
-// not come. That is not taken for listening, and the log says what to do.
+// TestListenThroughAPooler that shares sessions, as PgBouncer does by transaction:
+// LISTEN succeeds, and notifications come with the answer to a statement or not at
+// all. That is not taken for listening, and the log says what to do.
 func TestListenThroughAPooler(tt *testing.T) {
 	t := newStoreTest(tt)
 	p := newRelay(tt, t.url)
-	p.mute.Store(true)
+	p.shares.Store(true)
 	e := listen(tt, p.url)
 	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(e.log.String(), "by session, not by transaction"); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("the log does not say what to do:\n%s", e.log)
 		}
 	}
-	p.mute.Store(false)
+	p.shares.Store(false)
 	e.want(begins, all)
 }
 
-// relay is a way to PostgreSQL that can fall silent, or keep notifications to itself.
+// relay is a way to PostgreSQL that can fall silent, or share sessions: what is
+// notified while the client has asked for nothing does not get through.
 type relay struct {
-	url          string
-	silent, mute atomic.Bool
+	url            string
+	silent, shares atomic.Bool
+}
+
+// asking notes that the client has sent something.
+type asking struct {
+	io.Reader
+	asked *atomic.Bool
+}
+
+func (a asking) Read(p []byte) (int, error) {
+	n, err := a.Reader.Read(p)
+	a.asked.Store(true)
+	return n, err
 }
 
 func newRelay(t *testing.T, database string) *relay {
@@ -230,8 +244,9 @@ func newRelay(t *testing.T, database string) *relay {
 				continue
 			}
 			hangUp := sync.OnceFunc(func() { client.Close(); server.Close() })
-			wg.Go(func() { defer hangUp(); io.Copy(server, client) })
-			wg.Go(func() { defer hangUp(); r.pass(client, server) })
+			asked := new(atomic.Bool)
+			wg.Go(func() { defer hangUp(); io.Copy(server, asking{client, asked}) })
+			wg.Go(func() { defer hangUp(); r.pass(client, server, asked) })
 			wg.Go(func() { <-ended; hangUp() })
 		}
 	})
@@ -244,7 +259,7 @@ func newRelay(t *testing.T, database string) *relay {
 }
 
 // pass hands on the server's messages: a type, a length that counts itself, the rest.
-func (r *relay) pass(client io.Writer, server io.Reader) {
+func (r *relay) pass(client io.Writer, server io.Reader, asked *atomic.Bool) {
 	for {
 		head := make([]byte, 5)
 		if _, err := io.ReadFull(server, head); err != nil {
@@ -254,8 +269,12 @@ func (r *relay) pass(client io.Writer, server io.Reader) {
 		if _, err := io.ReadFull(server, message[5:]); err != nil {
 			return
 		}
-		if r.silent.Load() || r.mute.Load() && head[0] == 'A' {
+		const notification, ready = 'A', 'Z'
+		if r.silent.Load() || head[0] == notification && r.shares.Load() && !asked.Load() {
 			continue
+		}
+		if head[0] == ready {
+			asked.Store(false)
 		}
 		if _, err := client.Write(message); err != nil {
 			return
