@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/internal/backoff"
 	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
 // held are the messages that a worker has set aside, to try them again by themselves
@@ -216,6 +218,8 @@ func (h *held) takeFrom(l *line, limit int, room *int) {
 	l.messages = slices.Clone(l.messages[n:])
 }
 
+const mendEntry = "mend its rows in device_registry, device_certificates or device_tiers"
+
 // tell logs the line that has stood still for the longest and was not logged yet.
 func (h *held) tell(ctx context.Context) {
 	var oldest *line
@@ -232,6 +236,11 @@ func (h *held) tell(ctx context.Context) {
 	oldest.told = true
 	key, why, devices := oldest.key, oldest.why, len(h.order)
 	h.mu.Unlock()
+	if !errors.Is(why, store.ErrLocked) {
+		h.batch.log.Warn("what the registry says of a device cannot be read, and its messages wait until it can: "+mendEntry,
+			"tenant", key.Tenant, "device", key.Device, "devices_waiting", devices, "error", why)
+		return
+	}
 	pid, err := h.batch.store.LockHolder(ctx, key)
 	if err != nil {
 		pid = 0 // why it is not known is of no use to anybody
@@ -248,7 +257,12 @@ func (h *held) trouble() error {
 		return fmt.Errorf("a message can be neither written nor quarantined; mend the constraints or triggers of quarantine_events: %w", h.refused.why)
 	}
 	for _, l := range h.order {
-		if l.told {
+		switch {
+		case !l.told:
+		case !errors.Is(l.why, store.ErrLocked):
+			return fmt.Errorf("what the registry says of tenant %q, device %q cannot be read, and its messages wait for %v by now (%d devices wait, all others go on); %s: %w",
+				l.key.Tenant, l.key.Device, time.Since(l.since).Round(time.Second), len(h.order), mendEntry, l.why)
+		default:
 			return fmt.Errorf("another session has locked a row that messages of tenant %q, device %q need, for %v by now (%d devices wait, all others go on); look for a long transaction in pg_stat_activity and end it: %w",
 				l.key.Tenant, l.key.Device, time.Since(l.since).Round(time.Second), len(h.order), l.why)
 		}

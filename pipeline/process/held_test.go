@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -113,6 +114,38 @@ func TestLockedRow(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestUnreadableEntry: PostgreSQL can make nothing of the rows of two devices, in an
+// adopted table. Their messages wait in order until it can; all others go on, those
+// of the same batch and tenant too.
+func TestUnreadableEntry(t *testing.T) {
+	r := newRig(t, database(t), func(o *process.Options) { o.Workers, o.Linger = 1, 100*time.Millisecond })
+	r.exec(`ALTER TABLE device_certificates ALTER not_after TYPE text;
+		INSERT INTO device_registry (tenant_id, device_id, site_id) SELECT 't' || n % 3, 'n' || n, 's1' FROM generate_series(0, 99) AS n;
+		INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) VALUES ('t1', 'n13', 'a', 'x', 'by noon'), ('t2', 'n50', 'b', 'y', 'by noon')`)
+	var waiting, others sequence
+	for range 2 {
+		for n := range 100 {
+			to := &others
+			if n == 13 || n == 50 {
+				to = &waiting
+			}
+			r.send(to, fmt.Sprintf("tenant/t%d/device/n%d/telemetry", n%3, n), good(len(r.receipts)))
+		}
+		r.until("the others are written", func() bool { return others.len() == len(r.receipts)-len(r.receipts)/50 })
+	}
+	r.until("health says whose rows to mend", func() bool {
+		return r.Health() != nil && strings.Contains(r.Health().Error(), "registry") && strings.Contains(r.Health().Error(), "device_certificates")
+	})
+	if waiting.len() != 0 || r.InHand() != 4 || r.released.Load() != 0 {
+		t.Errorf("%d written, %d in hand, %d released", waiting.len(), r.InHand(), r.released.Load())
+	}
+	r.exec(`UPDATE device_certificates SET not_after = NULL`)
+	r.drain()
+	r.until("health is well", func() bool { return r.Health() == nil })
+	r.wantCount(200, `SELECT count(*) FROM telemetry`)
+	r.wantCount(2, `SELECT count(*) FROM (SELECT FROM telemetry WHERE device_id IN ('n13', 'n50') GROUP BY device_id HAVING array_agg(seq ORDER BY ctid) = array_agg(seq ORDER BY seq)) AS ordered`)
 }
 
 // TestLockedForShutdown: what is set aside when the Processor ends is given back.

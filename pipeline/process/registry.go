@@ -1,8 +1,12 @@
 package process
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -87,6 +91,40 @@ func (w wanted) add(m *pipeline.Message) {
 		e.site = siteToProvision(m)
 	}
 	w[key] = e
+}
+
+// halves splits w between two tenants, or where that cannot be between two devices
+// if apart is set. The first half is empty where there is nothing to split.
+func (w wanted) halves(apart bool) (first, second wanted) {
+	keys := slices.SortedFunc(maps.Keys(w), func(a, b pipeline.DeviceKey) int {
+		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Device, b.Device))
+	})
+	middle := len(keys) / 2
+	cut := middle
+	for cut > 0 && keys[cut-1].Tenant == keys[middle].Tenant {
+		cut--
+	}
+	if cut == 0 {
+		for cut = middle; cut < len(keys) && keys[cut].Tenant == keys[middle].Tenant; {
+			cut++
+		}
+	}
+	switch {
+	case cut < len(keys):
+	case apart:
+		cut = middle
+	default:
+		cut = 0
+	}
+	first, second = make(wanted), make(wanted)
+	for i, k := range keys {
+		if i < cut {
+			first[k] = w[k]
+		} else {
+			second[k] = w[k]
+		}
+	}
+	return first, second
 }
 
 // of is the answer for a message.

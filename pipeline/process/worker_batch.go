@@ -150,11 +150,21 @@ func (b *batch) check(ctx context.Context) error {
 	return nil
 }
 
-// lookup asks for the devices. Where a lock is in the way (of a tenant's
+// find is try for a look-up. What PostgreSQL cannot make sense of in the rows of a
+// device is like a lock: it concerns that device, and goes away.
+func (b *batch) find(ctx context.Context, devices wanted) (stuck, err error) {
+	stuck, err = b.try(ctx, func() error { return b.registry.lookup(ctx, time.Now(), devices) })
+	if errors.Is(err, store.ErrData) {
+		return err, nil
+	}
+	return stuck, err
+}
+
+// lookup asks for the devices. Where something is in the way (the lock of a tenant's
 // subscription, when devices are provisioned) it blocks those that need it.
 func (b *batch) lookup(ctx context.Context) error {
-	locked, err := b.try(ctx, func() error { return b.registry.lookup(ctx, time.Now(), b.devices) })
-	if locked == nil {
+	stuck, err := b.find(ctx, b.devices)
+	if stuck == nil {
 		return err
 	}
 	defer b.hurry()()
@@ -182,33 +192,21 @@ func (b *batch) lookup(ctx context.Context) error {
 	return nil
 }
 
-// lookupPart halves, by tenants, what is locked.
+// lookupPart halves what is stuck, by tenants where it is locked.
 func (b *batch) lookupPart(ctx context.Context, devices wanted) error {
 	if len(devices) == 0 {
 		return nil
 	}
-	locked, err := b.try(ctx, func() error { return b.registry.lookup(ctx, time.Now(), devices) })
-	if locked == nil {
+	stuck, err := b.find(ctx, devices)
+	if stuck == nil {
 		return err
 	}
-	names := make(map[string]struct{})
-	for k := range devices {
-		names[k.Tenant] = struct{}{}
-	}
-	if len(names) == 1 || b.locked > maxLocked {
+	first, second := devices.halves(!errors.Is(stuck, store.ErrLocked))
+	if len(first) == 0 || b.locked > maxLocked {
 		for k := range devices {
-			b.block(k, locked)
+			b.block(k, stuck)
 		}
 		return nil
-	}
-	tenants := slices.Sorted(maps.Keys(names))
-	first, second := make(wanted), make(wanted)
-	for k, asked := range devices {
-		if k.Tenant < tenants[len(tenants)/2] {
-			first[k] = asked
-		} else {
-			second[k] = asked
-		}
 	}
 	for _, part := range []wanted{first, second} {
 		if err := b.lookupPart(ctx, part); err != nil {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"encoding/json"
 	"strings"
 	"time"
 	"unicode"
@@ -52,11 +53,12 @@ func shadowVersion(e *Entry) int64 {
 }
 
 // findDevices reads identifiers as text: in adopted databases they may be text in
-// one table and uuid or integer in the other.
+// one table and uuid or integer in the other. It reads key maps as text too, for in a
+// column of json there may be what jsonb refuses; the longest fill a batch's memory.
 const findDevices = `
 SELECT r.tenant_id, r.device_id, coalesce(r.site_id, ''), coalesce(r.status, ''), coalesce(lower(r.provision_token_hash), ''),
        coalesce(sub.status, ''), greatest(coalesce(r.sensor_limit, tier.default_sensor_limit, $3)::int8, 0), ` + locationPinned + `,
-       cert.names, cert.expiries, map.keys, map.names
+       cert.names, cert.expiries, map.texts
   FROM device_registry AS r
   JOIN unnest($1::text[], $2::text[]) AS k(tenant_id, device_id) USING (tenant_id, device_id)
   LEFT JOIN subscriptions AS sub ON sub.tenant_id = r.tenant_id AND sub.subscription_id::text = r.subscription_id::text
@@ -67,10 +69,12 @@ SELECT r.tenant_id, r.device_id, coalesce(r.site_id, ''), coalesce(r.status, '')
          FROM device_certificates
         WHERE tenant_id = r.tenant_id AND device_id = r.device_id AND status = 'ACTIVE') AS cert
  CROSS JOIN LATERAL (
-       SELECT array_agg(e.key ORDER BY e.key, e.value #>> '{}') AS keys, array_agg(e.value #>> '{}' ORDER BY e.key, e.value #>> '{}') AS names
-         FROM device_modules AS m
-        CROSS JOIN LATERAL jsonb_each(CASE WHEN jsonb_typeof(m.metric_key_map::jsonb) = 'object' THEN m.metric_key_map::jsonb END) AS e
-        WHERE m.tenant_id = r.tenant_id AND m.device_id = r.device_id AND m.status = 'ACTIVE' AND jsonb_typeof(e.value) = 'string') AS map`
+       SELECT array_agg(metric_key_map::text) AS texts
+         FROM device_modules
+        WHERE tenant_id = r.tenant_id AND device_id = r.device_id AND status = 'ACTIVE' AND octet_length(metric_key_map::text) <= $4) AS map`
+
+// maxKeyMap bounds a module's key map, in bytes of its text. A longer one is ignored.
+const maxKeyMap = 64 << 10
 
 // Devices looks devices up in the registry, all in one query. What is not in the
 // result is not registered.
@@ -85,17 +89,17 @@ func (s *Store) Devices(ctx context.Context, keys []pipeline.DeviceKey) (map[pip
 	if len(tenants) == 0 {
 		return found, nil
 	}
-	rows, err := s.pool.Query(ctx, findDevices, tenants, devices, pipeline.DefaultSensorLimit)
+	rows, err := s.pool.Query(ctx, findDevices, tenants, devices, pipeline.DefaultSensorLimit, maxKeyMap)
 	if err != nil {
 		return nil, translate("look up devices", err)
 	}
 	var k pipeline.DeviceKey
 	var d pipeline.Device
-	var subjects, from, to []string
+	var subjects, maps []string
 	var expiries []*time.Time
-	columns := []any{&k.Tenant, &k.Device, &d.Site, &d.Status, &d.TokenHash, &d.Subscription, &d.SensorLimit, &d.LocationPinned, &subjects, &expiries, &from, &to}
+	columns := []any{&k.Tenant, &k.Device, &d.Site, &d.Status, &d.TokenHash, &d.Subscription, &d.SensorLimit, &d.LocationPinned, &subjects, &expiries, &maps}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
-		d.Certificates, d.KeyMap = certificates(subjects, expiries), keyMap(from, to)
+		d.Certificates, d.KeyMap = certificates(subjects, expiries), keyMap(maps)
 		found[k] = d
 		return nil
 	})
@@ -119,19 +123,27 @@ func certificates(subjects []string, expiries []*time.Time) []pipeline.Certifica
 const maxMetricKey = 128
 
 // keyMap merges what the modules say, nil for nothing. Where two of them rename one
-// key the name that sorts first counts; a name that no metric may have is ignored.
-func keyMap(from, to []string) map[string]string {
-	var m map[string]string
-	for i, key := range from {
-		if to[i] == "" || utf8.RuneCountInString(to[i]) > maxMetricKey || strings.ContainsFunc(to[i], unicode.IsControl) {
+// key the name that sorts first counts; a name that no metric may have is ignored, and
+// so is what is no JSON object.
+func keyMap(texts []string) map[string]string {
+	var merged map[string]string
+	for _, text := range texts {
+		var names map[string]any
+		if json.Unmarshal([]byte(text), &names) != nil {
 			continue
 		}
-		if m == nil {
-			m = make(map[string]string, len(from))
-		}
-		if _, ok := m[key]; !ok {
-			m[key] = to[i]
+		for key, value := range names {
+			name, _ := value.(string)
+			if name == "" || utf8.RuneCountInString(name) > maxMetricKey || strings.ContainsFunc(name, unicode.IsControl) {
+				continue
+			}
+			if merged == nil {
+				merged = make(map[string]string, len(names))
+			}
+			if other, ok := merged[key]; !ok || name < other {
+				merged[key] = name
+			}
 		}
 	}
-	return m
+	return merged
 }

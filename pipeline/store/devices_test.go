@@ -68,6 +68,23 @@ func TestDevicesAndTheirSurroundings(tt *testing.T) {
 	}
 }
 
+// TestKeyMapsOfOtherTypes: in an adopted table they may be text, where anything is
+// written, and one that cannot be read keeps no device from being found.
+func TestKeyMapsOfOtherTypes(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id) VALUES ('t1', 'd1');
+		ALTER TABLE device_modules ALTER metric_key_map DROP DEFAULT, ALTER metric_key_map TYPE text, ALTER metric_key_map DROP NOT NULL;
+		INSERT INTO device_modules (tenant_id, device_id, metric_key_map) VALUES ('t1', 'd1', '{"a":"\u0000", "b": "c"}'), ('t1', 'd1', '{"d": "e", "f": {"g": "h"}}'),
+			('t1', 'd1', ''), ('t1', 'd1', 'rubbish'), ('t1', 'd1', '{"h": "i"'), ('t1', 'd1', '"j"'), ('t1', 'd1', 'null'), ('t1', 'd1', NULL),
+			('t1', 'd1', '{"k": "' || repeat('l', 64 * 1024) || '", "m": "n"}')`)
+	key := pipeline.DeviceKey{Tenant: "t1", Device: "d1"}
+	got, err := t.Devices(t.Context(), []pipeline.DeviceKey{key})
+	t.must(err)
+	if want := map[string]string{"b": "c", "d": "e"}; !reflect.DeepEqual(got[key].KeyMap, want) {
+		t.Errorf("got %v, want %v", got[key].KeyMap, want)
+	}
+}
+
 func shadow(device, payload string) store.Entry {
 	return entryOf(copyOf("tenant/t1/device/"+device+"/shadow/reported", payload, noon))
 }
