@@ -14,12 +14,13 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
-// Bounds of the caches' memory: some 300 bytes a device. Devices that are not
+// Bounds of the caches' memory, in devices of some bytesOfDevice. Devices that are not
 // registered have a cache of their own, for topics are hostile input, and invented
 // names must not push out real devices.
 const (
 	maxCachedDevices = 1_000_000
 	maxCachedUnknown = 100_000
+	bytesOfDevice    = 300
 )
 
 // unknownTTL is how long a device is taken for unknown: it is often switched on
@@ -284,8 +285,9 @@ func (r *registry) deviceChanged(k pipeline.DeviceKey) {
 	r.known.drop(k)
 	r.unknown.drop(k)
 	for f := range r.flights {
-		f.devices[k] = struct{}{}
-		f.all = f.all || len(f.devices) > maxSpoiled
+		if f.all = f.all || len(f.devices) >= maxSpoiled; !f.all {
+			f.devices[k] = struct{}{}
+		}
 	}
 }
 
@@ -295,8 +297,9 @@ func (r *registry) tenantChanged(tenant string) {
 	r.known.dropTenant(tenant)
 	r.unknown.dropTenant(tenant)
 	for f := range r.flights {
-		f.tenants[tenant] = struct{}{}
-		f.all = f.all || len(f.tenants) > maxSpoiled
+		if f.all = f.all || len(f.tenants) >= maxSpoiled; !f.all {
+			f.tenants[tenant] = struct{}{}
+		}
 	}
 }
 

@@ -165,14 +165,26 @@ func TestRegistryAndChangesOnTheWay(t *testing.T) {
 		"everything": {func(d *directory) { d.everythingChanged() }, []string{"[a b]"}},
 		"another":    {func(d *directory) { d.deviceChanged(keyNamed("c")); d.tenantChanged("t2") }, nil},
 		"very many": {func(d *directory) {
-			for i := range maxSpoiled + 1 {
+			for i := range 2 * maxSpoiled {
 				d.deviceChanged(keyNamed(fmt.Sprint(i)))
+			}
+		}, []string{"[a b]"}},
+		"very many tenants": {func(d *directory) {
+			for i := range 2 * maxSpoiled {
+				d.tenantChanged(fmt.Sprint(i))
 			}
 		}, []string{"[a b]"}},
 	} {
 		d := newDirectory(time.Hour, false)
 		d.devices[keyNamed("a")] = pipeline.Device{Site: "old"}
-		d.during = func() { c.change(d) }
+		d.during = func() {
+			c.change(d)
+			for f := range d.flights {
+				if len(f.devices) > maxSpoiled || len(f.tenants) > maxSpoiled {
+					t.Errorf("%s: the look-up keeps %d devices and %d tenants", name, len(f.devices), len(f.tenants))
+				}
+			}
+		}
 		wantNames(t, d.ask(t, noon, device("t1", "a"), device("t1", "b")), "old", "unknown")
 		d.asked, d.during = nil, func() {}
 		d.ask(t, noon, device("t1", "a"), device("t1", "b"))
@@ -285,6 +297,33 @@ func TestCacheIsBounded(t *testing.T) {
 	}
 	if c.clear(); held() != 0 || c.size != 0 {
 		t.Error("something is left of what was cleared")
+	}
+}
+
+// TestCacheIsBoundedInBytes: a device that takes as much memory as many counts for as
+// many, and what is dropped leaves nothing behind.
+func TestCacheIsBoundedInBytes(t *testing.T) {
+	large := cached{device: &pipeline.Device{KeyMap: make(map[string]string)}}
+	for i := range 100 {
+		large.device.KeyMap[fmt.Sprintf("key-%018d", i)] = fmt.Sprintf("name-%017d", i)
+	}
+	c := newCache(1000)
+	for i := range 1000 {
+		c.put(keyNamed(fmt.Sprint(i)), large)
+		c.put(keyNamed(fmt.Sprint(i)), large)
+	}
+	if n := (len(c.young["t1"]) + len(c.old["t1"])) * 100 * (64 + 22 + 22); n > 1000*bytesOfDevice || n < 100*bytesOfDevice {
+		t.Errorf("%d bytes of names are held, want up to those of 1000 devices", n)
+	}
+	c.clear()
+	for i := range 1000 {
+		k := pipeline.DeviceKey{Tenant: fmt.Sprint(i), Device: "d"}
+		c.put(k, large)
+		c.put(k, cached{})
+		c.drop(k)
+	}
+	if c.size != 0 || len(c.young) != 0 || len(c.sizes) != 0 {
+		t.Errorf("%d is the size and %d tenants are held, of nothing", c.size, len(c.young))
 	}
 }
 
