@@ -70,8 +70,9 @@ SELECT t, d FROM wanted EXCEPT SELECT t, d FROM taken`
 // Provision registers devices, ACTIVE and without a token, under their tenant's
 // active MAIN subscription (the oldest), as far as that has room. It returns those
 // for which there is none. All others are in the registry afterwards, whoever
-// registered them, except what PostgreSQL refuses: refused says what and why, in
-// no more than a few words, and is nil in general.
+// registered them, except what PostgreSQL refuses, and of a tenant of which it
+// refuses many at once some that it might not: refused says what and why, in no more
+// than a few words, and is nil in general.
 func (s *Store) Provision(ctx context.Context, devices []NewDevice) (noRoom []pipeline.DeviceKey, refused, err error) {
 	wanted := make([]NewDevice, 0, len(devices))
 	for _, d := range devices {
@@ -82,29 +83,54 @@ func (s *Store) Provision(ctx context.Context, devices []NewDevice) (noRoom []pi
 	slices.SortFunc(wanted, func(a, b NewDevice) int {
 		return cmp.Or(strings.Compare(a.Tenant, b.Tenant), strings.Compare(a.Device, b.Device))
 	})
-	return s.provision(ctx, wanted)
+	return s.provision(ctx, wanted, nil)
 }
 
-// provision halves what PostgreSQL refuses until the culprit stands alone.
-func (s *Store) provision(ctx context.Context, devices []NewDevice) (noRoom []pipeline.DeviceKey, refused, err error) {
+// maxRefusals bounds how often a call asks on behalf of a tenant after PostgreSQL has
+// refused one of its devices: whoever may publish can invent any number of names that
+// a table does not take, and other tenants wait.
+const maxRefusals = 200
+
+// provision halves what PostgreSQL refuses, by tenants and then by devices, until the
+// culprit stands alone, or maxRefusals is reached.
+func (s *Store) provision(ctx context.Context, devices []NewDevice, tries *int) (noRoom []pipeline.DeviceKey, refused, err error) {
 	if len(devices) == 0 {
 		return nil, nil, nil
+	}
+	half := middle(devices)
+	if half == 0 && tries == nil {
+		tries = new(int)
 	}
 	noRoom, err = s.provisionAll(ctx, devices)
 	err = translate("register devices by themselves", err)
 	switch {
 	case !errors.Is(err, ErrData) && !errors.Is(err, ErrSchema):
 		return noRoom, nil, err
-	case len(devices) == 1 || concernsAll(err):
+	case len(devices) == 1 || concernsAll(err) || tries != nil && *tries >= maxRefusals:
 		return nil, fmt.Errorf("%d of tenant %q: %w", len(devices), devices[0].Tenant, err), nil
 	}
-	half := len(devices) / 2
-	noRoom, refused, err = s.provision(ctx, devices[:half])
+	if tries != nil {
+		half = len(devices) / 2
+		*tries += 2
+	}
+	noRoom, refused, err = s.provision(ctx, devices[:half], tries)
 	if err != nil {
 		return nil, nil, err
 	}
-	more, refusedMore, err := s.provision(ctx, devices[half:])
+	more, refusedMore, err := s.provision(ctx, devices[half:], tries)
 	return append(noRoom, more...), cmp.Or(refused, refusedMore), err
+}
+
+// middle is where the tenant begins that is nearest to the middle of devices, which
+// are sorted, and 0 where there is only one tenant.
+func middle(devices []NewDevice) int {
+	best, distance := 0, len(devices)
+	for i := 1; i < len(devices); i++ {
+		if d := max(2*i-len(devices), len(devices)-2*i); d < distance && devices[i].Tenant != devices[i-1].Tenant {
+			best, distance = i, d
+		}
+	}
+	return best
 }
 
 // concernsAll reports whether PostgreSQL would refuse any device alike: the table

@@ -142,6 +142,33 @@ func TestProvisionWhatIsRefused(tt *testing.T) {
 	}
 }
 
+// TestProvisionFloodOfRefusals: a tenant's devices invent names that no table takes.
+// They cost a bounded number of transactions, and other tenants' devices are registered.
+func TestProvisionFloodOfRefusals(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO subscriptions (subscription_id, tenant_id) SELECT 's' || n, 't' || n FROM generate_series(0, 4) AS n;
+		ALTER TABLE device_registry ADD CHECK (device_id NOT LIKE 'invented%');
+		CREATE SEQUENCE attempts;
+		CREATE FUNCTION attempt() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM nextval(''attempts''); RETURN NULL; END';
+		CREATE TRIGGER attempt BEFORE INSERT ON device_registry FOR EACH STATEMENT EXECUTE FUNCTION attempt()`)
+	var devices []store.NewDevice
+	for i := range 1000 {
+		devices = append(devices, newDevice("t2", fmt.Sprintf("invented-%04d", i)))
+	}
+	for _, tenant := range []string{"t0", "t1", "t3", "t4"} {
+		devices = append(devices, newDevice(tenant, "a"), newDevice(tenant, "b"))
+	}
+	devices = append(devices, newDevice("t4", "invented"), newDevice("t4", "c"))
+	noRoom, refused, err := t.Provision(t.Context(), devices)
+	if err != nil || refused == nil || len(noRoom) != 0 {
+		t.Errorf("no room for %v, refused %v, error %v", noRoom, refused, err)
+	}
+	t.wantCount(9, `SELECT count(*) FROM device_registry`)
+	if n := t.count(`SELECT last_value FROM attempts`); n > 250 {
+		t.Errorf("%d attempts", n)
+	}
+}
+
 // TestProvisionUnderIDsOfAnotherType, as adopted databases have them.
 func TestProvisionUnderIDsOfAnotherType(tt *testing.T) {
 	t := newStoreTest(tt)
