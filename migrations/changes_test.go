@@ -128,6 +128,53 @@ func TestChangesAreAnnounced(t *testing.T) {
 	}
 }
 
+// TestChangesByOtherWays: however the rows change, and whoever changes them.
+func TestChangesByOtherWays(t *testing.T) {
+	url := devstack.TestDatabase(t)
+	conn := connect(t, url)
+	exec(t, conn, `CREATE TABLE device_modules (tenant_id text, device_id text, status text DEFAULT 'ACTIVE', metric_key_map jsonb DEFAULT '{}') PARTITION BY LIST (tenant_id);
+		CREATE TABLE of_t1 PARTITION OF device_modules FOR VALUES IN ('t1');
+		CREATE TABLE of_others PARTITION OF device_modules DEFAULT`)
+	if _, err := migrations.Apply(t.Context(), url, nil); err != nil {
+		t.Fatal(err)
+	}
+	exec(t, conn, `ALTER TABLE subscriptions ADD UNIQUE (tenant_id, subscription_id);
+		ALTER TABLE device_registry ADD FOREIGN KEY (tenant_id, subscription_id) REFERENCES subscriptions (tenant_id, subscription_id) ON DELETE CASCADE ON UPDATE CASCADE;
+		INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s', 't1')`)
+	c := listenForChanges(t, url)
+	d1, d2, t1 := `{"d":["t1","d1"]}`, `{"d":["t1","d2"]}`, `{"s":"t1"}`
+	if _, err := c.writer.PgConn().CopyFrom(t.Context(), strings.NewReader("t1\td1\ts\nt1\td2\ts\n"), `COPY device_registry (tenant_id, device_id, subscription_id) FROM STDIN`); err != nil {
+		t.Fatal(err)
+	}
+	if got := c.heard(); !slices.Equal(got, []string{d1, d2}) {
+		t.Errorf("COPY announces %v", got)
+	}
+	c.want(`UPDATE subscriptions SET subscription_id = 's2'`, d1, d2, t1)
+	c.want(`BEGIN; UPDATE device_registry SET status = 'REVOKED' WHERE device_id = 'd1'; SAVEPOINT a; UPDATE device_registry SET status = 'REVOKED' WHERE device_id = 'd2'; ROLLBACK TO a; COMMIT`, d1)
+	c.want(`BEGIN; UPDATE device_registry SET status = 'ACTIVE'; ROLLBACK`)
+	c.want(`WITH gone AS (DELETE FROM device_registry WHERE device_id = 'd1' RETURNING *) INSERT INTO device_registry SELECT * FROM gone WHERE false`, d1)
+	c.want(`DELETE FROM subscriptions`, d2, t1)
+
+	c.want(`INSERT INTO device_modules (tenant_id, device_id) VALUES ('t1', 'd1'), ('t2', 'd1')`, d1, `{"d":["t2","d1"]}`)
+	c.want(`UPDATE device_modules SET tenant_id = 't3' WHERE tenant_id = 't1'`, d1, `{"d":["t3","d1"]}`) // into another partition
+	c.want(`TRUNCATE device_modules`, `{"a":1}`)
+
+	// A tenant's role under row security, which sees and changes its own rows.
+	exec(t, conn, `INSERT INTO device_registry (tenant_id, device_id) VALUES ('t1', 'd1'), ('t2', 'd1')`)
+	c.heard()
+	tenant := role(t, conn, "")
+	exec(t, conn, `GRANT USAGE ON SCHEMA public TO `+tenant)
+	exec(t, conn, `GRANT SELECT, UPDATE, DELETE ON device_registry TO `+tenant)
+	asRole(t, c.writer, tenant, func() {
+		exec(t, c.writer, `SET app.tenant_id = 't1'`)
+		exec(t, c.writer, `UPDATE device_registry SET status = 'REVOKED'`)
+		exec(t, c.writer, `DELETE FROM device_registry WHERE tenant_id = 't2'`)
+	})
+	if got := c.heard(); !slices.Equal(got, []string{d1}) {
+		t.Errorf("a tenant's role announces %v", got)
+	}
+}
+
 // TestChangesInBulk: many devices are told by tenant, many tenants as everything.
 func TestChangesInBulk(t *testing.T) {
 	url := devstack.TestDatabase(t)

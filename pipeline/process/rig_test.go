@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -35,11 +36,17 @@ type rig struct {
 // newRig starts a Processor. change, if not nil, adjusts its options.
 func newRig(t *testing.T, url string, change func(*process.Options)) *rig {
 	t.Helper()
+	return newRigVia(t, url, nil, change)
+}
+
+// newRigVia starts one whose connections are made by dial.
+func newRigVia(t *testing.T, url string, dial pgconn.DialFunc, change func(*process.Options)) *rig {
+	t.Helper()
 	if _, err := migrations.Apply(t.Context(), url, nil); err != nil {
 		t.Fatal(err)
 	}
 	c := store.DefaultConfig(url)
-	c.LockTimeout = 500 * time.Millisecond
+	c.LockTimeout, c.Dial = 500*time.Millisecond, dial
 	s, err := store.Open(t.Context(), c)
 	if err != nil {
 		t.Fatal(err)
