@@ -146,6 +146,30 @@ func TestRevokedDeviceStopsEverywhere(t *testing.T) {
 	}
 }
 
+// TestRoutesAreForgotten when their tenant's, or anything, is said to have changed. The
+// table has no trigger, so that nothing else says so.
+func TestRoutesAreForgotten(t *testing.T) {
+	a, _, db := followers(t, func(o *process.Options) { o.Routes = true })
+	a.await("written", func() string { return a.outcome("d1", "") }) // and t1 is known to have no routes
+	execOn(t, db, `DROP TRIGGER crossfade_changes_insert ON message_routes; DROP TRIGGER crossfade_changes_delete ON message_routes`)
+	for _, c := range []struct {
+		sql  string
+		told store.Change
+		want int
+	}{
+		{`INSERT INTO message_routes (tenant_id, name, topic_filter, destination_type) VALUES ('t1', 'n', '#', 'webhook')`, store.Change{Kind: store.ChangeRoutes, Tenant: "t1"}, 1},
+		{`DELETE FROM message_routes`, store.Change{Kind: store.ChangeEverything}, 1},
+	} {
+		execOn(t, db, c.sql)
+		a.heard(c.told)
+		a.outcome("d1", "")
+		var routed int
+		if err := db.QueryRow(t.Context(), `SELECT count(*) FROM crossfade_outbox`).Scan(&routed); err != nil || routed != c.want {
+			t.Errorf("%s: %d messages are routed by then, want %d; %v", c.sql, routed, c.want, err)
+		}
+	}
+}
+
 // TestListeningEndsAndBegins: what was changed while nobody listened takes effect too.
 func TestListeningEndsAndBegins(t *testing.T) {
 	a, _, db := followers(t, nil)
