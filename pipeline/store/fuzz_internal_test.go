@@ -59,8 +59,16 @@ func FuzzRename(f *testing.F) {
 				return // jsonb has no such keys
 			}
 		}
+		var maps []string
+		for _, m := range [][2]string{{from1, to1}, {from2, to2}} {
+			text, err := json.Marshal(map[string]string{m[0]: m[1]})
+			if err != nil {
+				t.Fatal(err)
+			}
+			maps = append(maps, string(text))
+		}
 		d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(`{"site_id":"s1","metrics":` + metrics + `}`), Receipt: nobodys{}}
-		e := Entry{Msg: new(pipeline.Message), Device: &pipeline.Device{KeyMap: keyMap([]string{from1, from2}, []string{to1, to2})}}
+		e := Entry{Msg: new(pipeline.Message), Device: &pipeline.Device{KeyMap: keyMap(maps)}}
 		pipeline.NewDecoder(pipeline.DefaultMessageIDMember).Decode(e.Msg, &d)
 		settings := check.DefaultSettings()
 		if check.Content(check.Input{Message: e.Msg, Settings: &settings}).Reason != pipeline.Accepted {
