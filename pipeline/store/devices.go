@@ -52,12 +52,13 @@ func shadowVersion(e *Entry) int64 {
 	return v
 }
 
-// findDevices reads identifiers as text: in adopted databases they may be text in
-// one table and uuid or integer in the other. It reads key maps as text too, for in a
-// column of json there may be what jsonb refuses; the longest fill a batch's memory.
+// findDevices reads identifiers and statuses as text: in adopted databases they may be
+// text in one table and uuid, integer or an enum in the other. It reads key maps as text
+// too, for in a column of json there may be what jsonb refuses; the longest fill a
+// batch's memory. A certificate without a common name proves nothing.
 const findDevices = `
-SELECT r.tenant_id, r.device_id, coalesce(r.site_id, ''), coalesce(r.status, ''), coalesce(lower(r.provision_token_hash), ''),
-       coalesce(sub.status, ''), greatest(coalesce(r.sensor_limit, tier.default_sensor_limit, $3)::int8, 0), ` + locationPinned + `,
+SELECT r.tenant_id, r.device_id, coalesce(r.site_id::text, ''), coalesce(r.status::text, ''), coalesce(lower(r.provision_token_hash), ''),
+       coalesce(sub.status::text, ''), greatest(coalesce(r.sensor_limit, tier.default_sensor_limit, $3)::int8, 0), ` + locationPinned + `,
        cert.names, cert.expiries, map.texts
   FROM device_registry AS r
   JOIN unnest($1::text[], $2::text[]) AS k(tenant_id, device_id) USING (tenant_id, device_id)
@@ -67,7 +68,7 @@ SELECT r.tenant_id, r.device_id, coalesce(r.site_id, ''), coalesce(r.status, '')
        SELECT array_agg(common_name::text ORDER BY fingerprint_sha256) AS names,
               array_agg(CASE WHEN not_after < 'infinity' THEN greatest(not_after::timestamptz, 'epoch') END ORDER BY fingerprint_sha256) AS expiries
          FROM device_certificates
-        WHERE tenant_id = r.tenant_id AND device_id = r.device_id AND status = 'ACTIVE') AS cert
+        WHERE tenant_id = r.tenant_id AND device_id = r.device_id AND status = 'ACTIVE' AND common_name IS NOT NULL) AS cert
  CROSS JOIN LATERAL (
        SELECT array_agg(metric_key_map::text) AS texts
          FROM device_modules

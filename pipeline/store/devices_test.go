@@ -89,6 +89,32 @@ func shadow(device, payload string) store.Entry {
 	return entryOf(copyOf("tenant/t1/device/"+device+"/shadow/reported", payload, noon))
 }
 
+// TestDevicesInAdoptedTables: what another's schema may hold is read, or left out; it
+// must not fail the look-up, and with it everybody's messages.
+func TestDevicesInAdoptedTables(tt *testing.T) {
+	t := newStoreTest(tt)
+	const site = "6f9619ff-8b86-d011-b42d-00c04fc964ff"
+	t.exec(`CREATE TYPE state AS ENUM ('ACTIVE', 'REVOKED', 'SUSPENDED');
+		ALTER TABLE device_registry ALTER site_id TYPE uuid USING site_id::uuid, ALTER status DROP DEFAULT, ALTER status DROP NOT NULL,
+			ALTER status TYPE state USING status::state, ALTER provision_token_hash TYPE char(64);
+		ALTER TABLE subscriptions DROP CONSTRAINT subscriptions_status_check, ALTER status DROP DEFAULT, ALTER status TYPE state USING status::state;
+		ALTER TABLE device_certificates ALTER common_name DROP NOT NULL;
+		INSERT INTO subscriptions (subscription_id, tenant_id, status) VALUES ('a', 't1', 'SUSPENDED');
+		INSERT INTO device_registry (tenant_id, device_id, site_id, status, subscription_id, provision_token_hash) VALUES
+			('t1', 'd1', '` + site + `', 'ACTIVE', 'a', 'AB'), ('t1', 'd2', NULL, NULL, NULL, NULL);
+		INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name) VALUES ('t1', 'd1', '1', NULL), ('t1', 'd1', '2', 't1/d1'), ('t1', 'd2', '3', NULL)`)
+	one, two := pipeline.DeviceKey{Tenant: "t1", Device: "d1"}, pipeline.DeviceKey{Tenant: "t1", Device: "d2"}
+	got, err := t.Devices(t.Context(), []pipeline.DeviceKey{one, two})
+	t.must(err)
+	want := map[pipeline.DeviceKey]pipeline.Device{
+		one: {Site: site, Status: "ACTIVE", TokenHash: "ab", Subscription: "SUSPENDED", SensorLimit: 20, Certificates: []pipeline.Certificate{{CommonName: "t1/d1"}}},
+		two: {SensorLimit: 20},
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %+v", got)
+	}
+}
+
 // TestShadowReports: a report replaces the state when its version is at least the
 // stored one.
 func TestShadowReports(tt *testing.T) {
