@@ -77,9 +77,12 @@ func (l *limiter) charge(e *store.Entry) {
 }
 
 func (l *limiter) fill(b *bucket, at int64) {
+	// Where our clock was ahead and has been set back, the bucket would stay dry until
+	// it catches up.
+	b.filled, b.latest, b.straggler = min(b.filled, l.now), min(b.latest, l.now), min(b.straggler, l.now)
 	at = min(max(at, l.now-limiterBacklog.Microseconds()), l.now)
-	passed := max(l.now-b.filled, 0)
-	b.filled = max(b.filled, l.now)
+	passed := l.now - b.filled
+	b.filled = l.now
 	switch {
 	case at > b.latest:
 		passed = max(passed, at-b.latest)

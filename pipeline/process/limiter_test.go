@@ -51,12 +51,13 @@ func TestLimiter(t *testing.T) {
 		want          int
 	}
 	for name, bursts := range map[string][]burst{
-		"a burst, and what fills up since": {{30, noon, noon, 0, 20}, {10, later(time.Second), later(time.Second), 0, 5}, {30, later(time.Hour), later(time.Hour), 0, 20}},
-		"a backlog at a fair rate":         {{5000, later(time.Hour), noon, 500 * time.Millisecond, 5000}, {30, later(time.Hour), later(time.Hour), 0, 20}},
-		"a backlog at twice the rate":      {{1000, later(time.Hour), noon, 100 * time.Millisecond, 519}},
-		"a clock that stands still":        {{20, noon, noon, 0, 20}, {10, later(time.Second), noon, 0, 5}, {10, later(2 * time.Second), noon, 0, 5}},
-		"a clock of 1970":                  {{20, noon, time.Unix(0, 0), 0, 20}, {10, later(time.Second), time.Unix(1, 0), 0, 5}},
-		"a clock of 2099":                  {{20, noon, later(1e6 * time.Hour), time.Hour, 20}, {10, later(time.Second), later(2e6 * time.Hour), time.Hour, 5}},
+		"a burst, and what fills up since":   {{30, noon, noon, 0, 20}, {10, later(time.Second), later(time.Second), 0, 5}, {30, later(time.Hour), later(time.Hour), 0, 20}},
+		"a backlog at a fair rate":           {{5000, later(time.Hour), noon, 500 * time.Millisecond, 5000}, {30, later(time.Hour), later(time.Hour), 0, 20}},
+		"a backlog at twice the rate":        {{1000, later(time.Hour), noon, 100 * time.Millisecond, 519}},
+		"a clock that stands still":          {{20, noon, noon, 0, 20}, {10, later(time.Second), noon, 0, 5}, {10, later(2 * time.Second), noon, 0, 5}},
+		"a clock of 1970":                    {{20, noon, time.Unix(0, 0), 0, 20}, {10, later(time.Second), time.Unix(1, 0), 0, 5}},
+		"a clock of 2099":                    {{20, noon, later(1e6 * time.Hour), time.Hour, 20}, {10, later(time.Second), later(2e6 * time.Hour), time.Hour, 5}},
+		"our clock, years ahead for a while": {{20, later(1e5 * time.Hour), later(1e5 * time.Hour), 0, 20}, {10, noon, noon, 0, 0}, {10, later(time.Second), noon, 0, 5}},
 		// Another instance has died: what it had in hand comes after newer messages.
 		"stragglers at a fair rate": {{20, later(time.Minute), later(time.Minute), 0, 20}, {100, later(time.Minute), noon, 500 * time.Millisecond, 99}},
 	} {
