@@ -40,7 +40,10 @@ func TestHostilePackets(t *testing.T) {
 		{name: "other alphabets", topic: "tenant/😀/device/\u202e\ufeff/°", body: []byte("{}"), qos: 1},
 		{name: "a topic of 65,535 bytes", topic: "tenant/t1/device/" + strings.Repeat("x", pipeline.MaxTopic-17), body: []byte("{}"), qos: 1},
 		{name: "a user of no name", topic: deviceTopic, qos: 1, properties: paho.PublishProperties{User: user{{Key: "username", Value: ""}, {Key: "", Value: "x"}}}},
-		{name: "two users", topic: deviceTopic, username: "t1/d1", qos: 1, properties: paho.PublishProperties{User: user{{Key: "username", Value: "t1/d1"}, {Key: "username", Value: "t2/d2"}}}},
+		// The device has sent one and the broker has added its own, before it or behind it.
+		{name: "two users", topic: deviceTopic, username: "t1/d1\x00t2/d2", qos: 1, properties: paho.PublishProperties{User: user{{Key: "username", Value: "t1/d1"}, {Key: "username", Value: "t2/d2"}}}},
+		{name: "a user and an empty one", topic: deviceTopic, username: "\x00t1/d1", qos: 1, properties: paho.PublishProperties{User: user{{Key: "username", Value: ""}, {Key: "username", Value: "t1/d1"}}}},
+		{name: "a user twice", topic: deviceTopic, username: "t1/d1", qos: 1, properties: paho.PublishProperties{User: user{{Key: "username", Value: "t1/d1"}, {Key: "username", Value: "t1/d1"}}}},
 		{name: "a user in capitals", topic: deviceTopic, qos: 1, properties: paho.PublishProperties{User: user{{Key: "USERNAME", Value: "t1/d1"}}}},
 		{name: "a user of 65,000 bytes", topic: deviceTopic, username: longest, qos: 1, properties: paho.PublishProperties{User: user{{Key: "username", Value: longest}}}},
 		{name: "a thousand properties", topic: deviceTopic, username: "u", qos: 1, properties: paho.PublishProperties{User: append(manyProperties(1000), paho.UserProperty{Key: "username", Value: "u"})}},

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -157,10 +159,17 @@ func (s *Source) receive(pr paho.PublishReceived) (bool, error) {
 	s.counters.inHand.Add(1)
 	d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: pr.Packet.Topic, Body: pr.Packet.Payload, Receipt: r}
 	if s.cfg.UsernameProperty != "" {
-		d.Username = pr.Packet.Properties.User.Get(s.cfg.UsernameProperty)
+		d.Username = usernameIn(pr.Packet.Properties.User, s.cfg.UsernameProperty)
 	}
 	s.deliver(d)
 	return true, nil
+}
+
+// usernameIn is what the broker says of the sender. A device may have sent the same
+// property, which some brokers leave beside their own: where several differ, which is
+// the broker's can't be told, and together they name nobody.
+func usernameIn(properties paho.UserProperties, name string) string {
+	return strings.Join(slices.Compact(properties.GetAll(name)), "\x00")
 }
 
 // awaitRoom waits while the hard limit is reached. It returns false for a

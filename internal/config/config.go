@@ -119,7 +119,7 @@ type MQTT struct {
 	SessionExpiry    time.Duration `name:"mqtt-session-expiry" env:"CROSSFADE_MQTT_SESSION_EXPIRY" default:"24h" range:"1m..1193046h" help:"How long the broker keeps this subscription and its messages while we are away. Whole seconds. Not longer than --pipeline-ledger-retention."`
 	Keepalive        time.Duration `name:"mqtt-keepalive" env:"CROSSFADE_MQTT_KEEPALIVE" default:"30s" range:"5s..18h" help:"Longest silence before a ping; a broker that stays silent for half as long again is taken for dead. Whole seconds."`
 	Filters          []string      `name:"mqtt-filters" env:"CROSSFADE_MQTT_FILTERS" default:"tenant/+/device/+/+,tenant/+/device/+/shadow/reported,tenant/+/device/+/commands/ack" placeholder:"FILTER" help:"Topic filters to subscribe to, for the source and for the mirror."`
-	UsernameProperty string        `name:"mqtt-username-property" env:"CROSSFADE_MQTT_USERNAME_PROPERTY" placeholder:"NAME" help:"MQTT user property in which the broker tells the sender's user name. Only for brokers that set it themselves: a device could send it too. Empty: none."`
+	UsernameProperty string        `name:"mqtt-username-property" env:"CROSSFADE_MQTT_USERNAME_PROPERTY" placeholder:"NAME" help:"MQTT user property in which the broker tells the sender's user name. Only for brokers that set it in every message: a device could send it too. Where a message has several that differ, none counts. Empty: none."`
 }
 
 // ReadPassword returns the password, from PasswordFile where that is set. It

@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"testing"
 	"time"
@@ -42,6 +43,7 @@ func TestCertificateLogins(t *testing.T) {
 		{"with more", "t1/d1/", true, true, []pipeline.Certificate{valid}, false},
 		{"another case", "T1/d1", true, true, []pipeline.Certificate{valid}, false},
 		{"another sign between", "t1-d1", true, true, []pipeline.Certificate{valid, {CommonName: "t1-d1"}}, false},
+		{"two names", "t1/d1\x00t1/d1x", true, true, []pipeline.Certificate{valid}, false},
 		{"space around", " t1/d1", true, true, []pipeline.Certificate{valid}, false},
 	} {
 		s := good()
@@ -55,7 +57,11 @@ func TestCertificateLogins(t *testing.T) {
 		for _, how := range []string{"an envelope's", "a transport's", "HTTP's"} {
 			d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Username: c.username, Body: []byte(s.payload()), Receipt: receipt{}}
 			if how != "a transport's" {
-				body := fmt.Sprintf(`{"topic":"tenant/t1/device/d1/telemetry","username":%q,"payload":%s}`, c.username, s.payload())
+				username, err := json.Marshal(c.username)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body := fmt.Sprintf(`{"topic":"tenant/t1/device/d1/telemetry","username":%s,"payload":%s}`, username, s.payload())
 				d = pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.t1", Body: []byte(body), Receipt: receipt{}}
 			}
 			if how == "HTTP's" {
