@@ -2,6 +2,7 @@ package pipeline_test
 
 import (
 	"bytes"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -34,6 +35,8 @@ func TestIdentity(t *testing.T) {
 		{"explicit, null is none", mqtt(`{"message_id":null,"seq":1}`), jetstream(`{"message_id":null,"seq":2}`), false, content},
 		{"explicit, an object is none", mqtt(`{"message_id":{"a":1},"seq":1}`), jetstream(`{"message_id":{"a":1},"seq":1}`), true, content},
 		{"explicit, ts injected", mqtt(`{"message_id":"x1"}`), jetstream(`{"message_id":"x1","ts":1795435200.004}`), true, explicit},
+		{"explicit, another readable ts", mqtt(`{"message_id":"x1","ts":"2026-11-23"}`), mqtt(`{"message_id":"x1","ts":"2026-11-24"}`), false, explicit},
+		{"explicit, another unreadable ts", mqtt(`{"message_id":"x1","ts":"soon"}`), mqtt(`{"message_id":"x1","ts":7}`), true, explicit},
 		{"explicit is no content", mqtt(`{"message_id":"x1"}`), mqtt(`{"seq":1}`), false, explicit},
 
 		{"ts", mqtt(withTS), jetstream(withTS), true, content},
@@ -119,6 +122,23 @@ func TestIdentity(t *testing.T) {
 
 func deep(levels int) string {
 	return strings.Repeat(`{"a":`, levels-1) + "{}" + strings.Repeat("}", levels-1)
+}
+
+// TestIdentityPage: the IDs that docs/identity.md shows are those of its first example.
+func TestIdentityPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/identity.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, d := range []pipeline.Delivery{
+		mqtt(`{"ts":"2026-02-09T09:15:23.045Z","seq":123,"metrics":{"t":22.50}}`),
+		jetstream(`{"metrics": {"t": 22.5}, "seq": 123.0, "ts": "2026-02-09T09:15:23.045Z"}`),
+	} {
+		id := decode(t, d).ID.String()
+		if !strings.Contains(string(page), string(d.Body)) && d.Path == pipeline.PathMQTT || !strings.Contains(string(page), id[:12]+" | "+id[12:]) {
+			t.Errorf("the page does not show %s as the ID of %s", id, d.Body)
+		}
+	}
 }
 
 // TestTimeInID: the message's own time leads its ID; an anonymous one's carries
