@@ -1,6 +1,7 @@
 package check_test
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/check"
+	"github.com/crossfade-io/crossfade/pipeline/pipelinetest"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -26,7 +28,8 @@ func (receipt) Occurred() time.Time { return time.Unix(1795435200, 0) }
 // sent is one message and what the registry and the operator say about it.
 type sent struct {
 	topic    string // "": telemetry of d1
-	envelope string // not empty: the body of a JetStream message on telemetry.t1
+	subject  string // not empty: that of an envelope, which has no MQTT copy
+	envelope string // not empty: its body, in place of one around the payload
 	members  map[string]string
 	device   *pipeline.Device
 	settings check.Settings
@@ -59,21 +62,39 @@ func (s sent) payload() string {
 	return "{" + strings.Join(parts, ",") + "}"
 }
 
+// verdict is that on the message by MQTT and in a producer's envelope, which must be one.
 func (s sent) verdict() pipeline.Reason {
-	d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(s.payload()), Receipt: receipt{}}
-	if s.topic != "" {
-		d.Topic = s.topic
+	reason, _ := s.judge()
+	return reason
+}
+
+// judge is verdict, and tells whether the message got past the place of the rate limit.
+func (s sent) judge() (reason pipeline.Reason, metered bool) {
+	topic := cmp.Or(s.topic, "tenant/t1/device/d1/telemetry")
+	stream := pipeline.Delivery{Path: pipeline.PathJetStream, Subject: cmp.Or(s.subject, "telemetry.t1"), Body: []byte(s.envelope), Receipt: receipt{}}
+	if s.envelope == "" {
+		stream.Body = pipelinetest.Mirror(topic, []byte(s.payload()), receipt{}.Occurred())
 	}
-	if s.envelope != "" {
-		d = pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.t1", Body: []byte(s.envelope), Receipt: receipt{}}
+	reason, metered = s.judgeCopy(stream)
+	if s.envelope != "" || s.subject != "" {
+		return reason, metered // no MQTT copy can be like that
 	}
+	r, m := s.judgeCopy(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic, Body: []byte(s.payload()), Receipt: receipt{}})
+	if r != reason || m != metered {
+		return pipeline.Reason(fmt.Sprintf("%q metered=%v by MQTT, %q metered=%v by JetStream", r, m, reason, metered)), false
+	}
+	return reason, metered
+}
+
+func (s sent) judgeCopy(d pipeline.Delivery) (pipeline.Reason, bool) {
 	var m pipeline.Message
 	pipeline.NewDecoder(pipeline.DefaultMessageIDMember).Decode(&m, &d)
 	in := check.Input{Message: &m, Device: s.device, Settings: &s.settings}
-	if v := check.Content(in); v.Reason != pipeline.Accepted {
-		return v.Reason
+	v := check.Content(in)
+	if v.Reason == pipeline.Accepted {
+		v = check.Registry(in)
 	}
-	return check.Registry(in).Reason
+	return v.Reason, v.Metered
 }
 
 // with returns a flaw that sets a member of the payload.
@@ -257,18 +278,49 @@ func TestVerdicts(t *testing.T) {
 	}
 }
 
+// flaw is what makes a message fail for a reason.
+type flaw struct {
+	reason pipeline.Reason
+	apply  func(*sent)
+	group  string // two flaws of one group need the same member
+}
+
+// inOrder sends messages of a type with every two of the flaws, which are in the order
+// of the checks, by both paths, and returns how many pairs there are. RATE_LIMITED is
+// no flaw, but a place: what fails before it is not charged, what fails after it is.
+func inOrder(t *testing.T, msgType string, flaws []flaw) (pairs int) {
+	t.Helper()
+	place := slices.IndexFunc(flaws, func(f flaw) bool { return f.reason == pipeline.RateLimited })
+	for i, first := range flaws {
+		for _, second := range flaws[i+1:] {
+			if first.group != "" && first.group == second.group || i == place {
+				continue
+			}
+			s := good()
+			if msgType != "" {
+				on(msgType)(&s)
+			}
+			second.apply(&s)
+			first.apply(&s)
+			got, metered := s.judge()
+			if got != first.reason || metered != (i > place) {
+				t.Errorf("%s and %s of %q: %q, charged is %v", first.reason, second.reason, msgType, got, metered)
+			}
+			pairs++
+		}
+	}
+	return pairs
+}
+
 // TestFirstFailingCheckWins: of every two flaws that a message can have at once,
-// the one that CONTRACT.md ("Validation") names first is the reason.
+// the one that CONTRACT.md ("Validation") names first is the reason, on both paths.
 func TestFirstFailingCheckWins(t *testing.T) {
 	metrics := func(s *sent, m string) { s.members["metrics"] = m }
 	tooLong := `"` + strings.Repeat("x", 129) + `":1`
-	flaws := []struct {
-		reason pipeline.Reason
-		apply  func(*sent)
-		group  string // two flaws of one group need the same member
-	}{
+	flaws := []flaw{
 		{pipeline.InvalidJSON, with("broken", "x"), ""},
 		{pipeline.BadTopicFormat, func(s *sent) { s.topic = "tenant/t1/device/d1/" }, ""},
+		{pipeline.TenantMismatchEnvelope, func(s *sent) { s.subject = "telemetry.t2" }, ""},
 		{pipeline.UnsupportedVersion, with("version", `"9"`), ""},
 		{pipeline.PayloadTooLarge, func(s *sent) { s.settings.MaxPayloadBytes = 10 }, ""},
 		{pipeline.MetricsInvalid, func(s *sent) { metrics(s, `[]`) }, "metrics"},
@@ -277,6 +329,7 @@ func TestFirstFailingCheckWins(t *testing.T) {
 		{pipeline.MetricKeyInvalid, func(s *sent) { metrics(s, `{"\n":1}`) }, "metrics"},
 		{pipeline.MetricValueInvalid, func(s *sent) { metrics(s, `{"a":1e999}`) }, "metrics"},
 		{pipeline.SeqInvalid, with("seq", `"x"`), ""},
+		{pipeline.RateLimited, func(*sent) {}, ""},
 		{pipeline.TenantMismatchPayload, with("tenant_id", `"t2"`), ""},
 		{pipeline.MissingSiteID, without("site_id"), "site"},
 		{pipeline.UnregisteredDevice, func(s *sent) { s.device = nil }, "device"},
@@ -285,28 +338,27 @@ func TestFirstFailingCheckWins(t *testing.T) {
 		{pipeline.SubscriptionExpired, func(s *sent) { s.device.Subscription = "EXPIRED" }, "subscription"},
 		{pipeline.DeviceRevoked, func(s *sent) { s.device.Status = "REVOKED" }, "device"},
 		{pipeline.SiteMismatch, func(s *sent) { s.members["site_id"] = `"s2"` }, "site"},
-		{pipeline.TokenNotSet, func(s *sent) { s.device.TokenHash = "" }, "token"},
+		{pipeline.TokenNotSet, func(s *sent) { s.device.TokenHash = "" }, ""},
 		{pipeline.TokenMissing, without("provision_token"), "token"},
 		{pipeline.TokenInvalid, with("provision_token", `"x"`), "token"},
 	}
-	pairs := 0
-	for i, first := range flaws {
-		for _, second := range flaws[i+1:] {
-			if first.group != "" && first.group == second.group || first.reason == pipeline.UnregisteredDevice && (second.reason == pipeline.TokenNotSet) {
-				continue
-			}
-			s := good()
-			second.apply(&s)
-			first.apply(&s)
-			if got := s.verdict(); got != first.reason {
-				t.Errorf("%s and %s: %q", first.reason, second.reason, got)
-			}
-			pairs++
-		}
-	}
-	if pairs < 130 {
+	if pairs := inOrder(t, "", flaws); pairs < 200 {
 		t.Errorf("only %d pairs", pairs)
 	}
+	elsewhere := func(own flaw) (list []flaw) {
+		for _, f := range flaws {
+			switch f.reason {
+			case pipeline.SeqInvalid:
+				list = append(list, own)
+			case pipeline.InvalidJSON, pipeline.BadTopicFormat, pipeline.TenantMismatchEnvelope, pipeline.PayloadTooLarge, pipeline.RateLimited, pipeline.TenantMismatchPayload,
+				pipeline.UnregisteredDevice, pipeline.SubscriptionSuspended, pipeline.SubscriptionExpired, pipeline.DeviceRevoked:
+				list = append(list, f)
+			}
+		}
+		return list
+	}
+	inOrder(t, "shadow/reported", elsewhere(flaw{pipeline.ShadowInvalid, with("reported", `1`), ""}))
+	inOrder(t, "commands/ack", elsewhere(flaw{pipeline.CommandAckInvalid, with("details", `1`), ""}))
 	// Flaws of one member, each text holding two.
 	many := strings.TrimSuffix(keys(50), "}")
 	for text, want := range map[string]pipeline.Reason{
