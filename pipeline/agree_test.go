@@ -27,6 +27,9 @@ func agree(t *rapid.T, a, b *pipeline.Message) {
 	if a.Topic != b.Topic || a.RawTopic != b.RawTopic || a.Size != b.Size {
 		t.Fatalf("topics or sizes differ: %+v %d, %+v %d", a.Topic, a.Size, b.Topic, b.Size)
 	}
+	if n := len(a.AppendPayload(nil)); a.Failed == pipeline.Accepted && a.Size != n {
+		t.Fatalf("the size is said to be %d, and is %d", a.Size, n)
+	}
 	na, nullA, okA := a.Seq()
 	nb, nullB, okB := b.Seq()
 	if na != nb || nullA != nullB || okA != okB {

@@ -84,6 +84,8 @@ func TestIdentity(t *testing.T) {
 		{"neither, an envelope an hour apart", jetstream(`{}`), overJetStream("telemetry.t1", envelope(topic, `{}`, noonMS+3600_000)), false, anon},
 		{"neither, other stream time", jetstream(`{}`), atTime(jetstream(`{}`), noon.Add(time.Hour)), true, anon},
 
+		{"foreign, another subject", overJetStream("telemetry.t2", `{"topic":"tenant/t1/x"}`), overJetStream("telemetry.t3", `{"topic":"tenant/t1/x"}`), false, anon},
+		{"foreign, made up to be another's", mqtt(`{}`), overJetStream("telemetry.t1", "\x02d1\x09telemetry{}"), false, anon},
 		{"not JSON", mqtt(`{"a":`), quoted(`{"a":`), true, anon},
 		{"empty", mqtt(``), quoted(``), true, anon},
 		{"not an object", mqtt(`[1,2]`), jetstream(`[1.0,2]`), true, anon},

@@ -206,6 +206,14 @@ func TestVerdicts(t *testing.T) {
 		{"seq beyond 64 bits", with("seq", `9223372036854775808`), pipeline.SeqInvalid},
 		{"seq text", with("seq", `"1"`), pipeline.SeqInvalid},
 
+		{"seq of a shadow report", all(shadow, with("seq", `"1"`)), pipeline.Accepted},
+		{"seq of an ack", all(ack, with("seq", `"1"`)), pipeline.Accepted},
+		{"metrics of a shadow report", all(shadow, with("metrics", `[]`)), pipeline.Accepted},
+		{"metrics of an ack", all(ack, with("metrics", `[]`)), pipeline.Accepted},
+		{"version of an ack", all(ack, with("version", `"2"`)), pipeline.Accepted},
+		{"reported of telemetry", with("reported", `1`), pipeline.Accepted},
+		{"command of telemetry", all(without("command_id"), with("details", `1`)), pipeline.Accepted},
+
 		{"reported absent", all(shadow, without("reported")), pipeline.ShadowInvalid},
 		{"reported null", all(shadow, with("reported", `null`)), pipeline.ShadowInvalid},
 		{"reported text", all(shadow, with("reported", `"{}"`)), pipeline.ShadowInvalid},
@@ -253,6 +261,7 @@ func TestVerdicts(t *testing.T) {
 		{"revoked", func(s *sent) { s.device.Status = "REVOKED" }, pipeline.DeviceRevoked},
 		{"status empty", func(s *sent) { s.device.Status = "" }, pipeline.DeviceRevoked},
 		{"revoked, ack", all(ack, func(s *sent) { s.device.Status = "REVOKED" }), pipeline.DeviceRevoked},
+		{"revoked, shadow", all(shadow, func(s *sent) { s.device.Status = "REVOKED" }), pipeline.DeviceRevoked},
 		{"site of the registry", func(s *sent) { s.device.Site = "s2" }, pipeline.SiteMismatch},
 		{"site of the registry, shadow", all(shadow, func(s *sent) { s.device.Site = "s2" }), pipeline.Accepted},
 
