@@ -7,6 +7,7 @@ import (
 
 	"github.com/crossfade-io/crossfade/internal/devstack"
 	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/pipelinetest"
 	"github.com/crossfade-io/crossfade/pipeline/process"
 )
 
@@ -49,40 +50,71 @@ func TestRateLimit(t *testing.T) {
 	}
 }
 
-// TestRateLimitsPlace: the limit is check 7. What fails before it costs nothing, and
-// what would fail after it does.
+// TestRateLimitsPlace: the limit is check 7, on both paths. What fails before it costs
+// nothing, and what would fail after it does.
 func TestRateLimitsPlace(t *testing.T) {
-	for payload, want := range map[string]string{
-		`{`:                             "INVALID_JSON",
-		`{"metrics":[],"site_id":"s1"`:  "INVALID_JSON",
-		`{"site_id":"s1","metrics":[]}`: "METRICS_INVALID",
-		`{"site_id":"s1","seq":"x"}`:    "SEQ_INVALID",
-		`{}`:                            "RATE_LIMITED", // and no site
-		`{"tenant_id":"t2"}`:            "RATE_LIMITED", // and another's
-		`{"site_id":"s2"}`:              "RATE_LIMITED", // and not the registry's
-	} {
-		r := newRig(t, database(t), limited(0.0001, 1))
-		r.mqtt(stamped(1))
+	r := newRig(t, database(t), func(o *process.Options) {
+		limited(0.0001, 1)(o)
+		o.Settings.RequireToken = true
+	})
+	r.exec(`INSERT INTO subscriptions (subscription_id, tenant_id, status) VALUES ('s', 't1', 'SUSPENDED')`)
+	send := func(device, msgType, payload string) {
+		topic := "tenant/t1/device/" + device + "/" + msgType
+		d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic, Body: []byte(payload)}
+		if strings.HasPrefix(device, "jetstream") {
+			d = pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.t1", Body: pipelinetest.Mirror(topic, []byte(payload), longAgo)}
+		}
+		r.deliver(d, nil)
+	}
+	cases := []struct{ msgType, payload, registry, want string }{
+		{"telemetry", `{`, `status = 'ACTIVE'`, "INVALID_JSON"},
+		{"", `{}`, `status = 'ACTIVE'`, "BAD_TOPIC_FORMAT"},
+		{"telemetry", `{"version":"2"}`, `status = 'ACTIVE'`, "UNSUPPORTED_ENVELOPE_VERSION"},
+		{"telemetry", `{"pad":"` + strings.Repeat("x", 8192) + `"}`, `status = 'ACTIVE'`, "PAYLOAD_TOO_LARGE"},
+		{"telemetry", `{"metrics":[]}`, `status = 'ACTIVE'`, "METRICS_INVALID"},
+		{"telemetry", `{"seq":"x"}`, `status = 'ACTIVE'`, "SEQ_INVALID"},
+		{"shadow/reported", `{}`, `status = 'ACTIVE'`, "SHADOW_INVALID"},
+		{"commands/ack", `{}`, `status = 'ACTIVE'`, "COMMAND_ACK_INVALID"},
+
+		{"telemetry", `{"tenant_id":"t2"}`, `status = 'ACTIVE'`, "RATE_LIMITED"},
+		{"telemetry", `{}`, `status = 'ACTIVE'`, "RATE_LIMITED"}, // and no site
+		{"telemetry", `{"site_id":"s1"}`, ``, "RATE_LIMITED"},    // and not registered
+		{"telemetry", `{"site_id":"s1"}`, `subscription_id = 's'`, "RATE_LIMITED"},
+		{"telemetry", `{"site_id":"s1"}`, `status = 'REVOKED'`, "RATE_LIMITED"},
+		{"telemetry", `{"site_id":"s2"}`, `status = 'ACTIVE'`, "RATE_LIMITED"}, // and not the registry's
+		{"telemetry", `{"site_id":"s1"}`, `status = 'ACTIVE'`, "RATE_LIMITED"}, // and no token
+		{"shadow/reported", `{"reported":{}}`, ``, "RATE_LIMITED"},
+		{"commands/ack", `{"command_id":"c"}`, ``, "RATE_LIMITED"},
+	}
+	both := func(what func(device string, n int)) {
+		for n := range cases {
+			for _, path := range []string{"mqtt", "jetstream"} {
+				what(fmt.Sprint(path, n), n)
+			}
+		}
 		r.drain()
-		r.mqtt(payload)
-		r.mqtt(stamped(2))
-		r.drain()
-		r.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE reason = $1 AND raw = $2`, want, []byte(payload))
-		r.wantCount(1, `SELECT count(*) FROM telemetry`)
 	}
-	r := newRig(t, database(t), limited(0.0001, 3))
-	for n := range 20 {
-		r.mqtt(fmt.Sprintf(`{"seq":%d,"metrics":[]}`, n)) // costs nothing
-	}
-	for n := range 2 {
-		r.mqtt(fmt.Sprintf(`{"seq":%d}`, 100+n)) // MISSING_SITE_ID, and costs a token
-	}
-	r.mqtt(stamped(200))
-	r.mqtt(stamped(201))
-	r.drain()
-	r.wantCount(1, `SELECT count(*) FROM telemetry`)
-	r.wantCount(2, `SELECT count(*) FROM quarantine_events WHERE reason = 'MISSING_SITE_ID'`)
-	r.wantCount(1, tooMany)
+	both(func(device string, n int) {
+		if cases[n].registry != "" {
+			r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', $1, 's1')`, device)
+			r.exec(`UPDATE device_registry SET `+cases[n].registry+` WHERE device_id = $1`, device)
+		}
+		if cases[n].want != "RATE_LIMITED" {
+			send(device, cases[n].msgType, cases[n].payload) // costs nothing
+		}
+		send(device, "telemetry", stamped(1))
+	})
+	both(func(device string, n int) {
+		if cases[n].want == "RATE_LIMITED" {
+			send(device, cases[n].msgType, cases[n].payload)
+		}
+	})
+	both(func(device string, n int) {
+		r.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE reason = $1 AND topic = $2`, cases[n].want, "tenant/t1/device/"+device+"/"+cases[n].msgType)
+		if cases[n].want != "RATE_LIMITED" { // the stamped one had its token
+			r.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE reason <> 'RATE_LIMITED' AND topic = $1 AND payload ->> 'seq' = '1'`, "tenant/t1/device/"+device+"/telemetry")
+		}
+	})
 }
 
 // TestRateLimitOfOthers: the neighbours of a flood have buckets of their own.
@@ -102,6 +134,35 @@ func TestRateLimitOfOthers(t *testing.T) {
 	r.wantCount(195, tooMany)
 }
 
+// far is stamped, with a time that has a partition of its own.
+func far(n int) string { return strings.ReplaceAll(stamped(n), "2026", "2001") }
+
+// TestRateLimitBetweenInstances: only the copy that takes effect costs a token. The one
+// whose transaction failed, and whose sibling took effect elsewhere meanwhile, does not.
+func TestRateLimitBetweenInstances(t *testing.T) {
+	url := database(t)
+	a, b := newRig(t, url, limited(0.0001, 5)), newRig(t, url, limited(0.0001, 5))
+	a.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '40001'; END $$`)
+	a.exec(`CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON crossfade_ledger_other DEFERRABLE INITIALLY DEFERRED FOR EACH ROW WHEN (NEW.path = 2) EXECUTE FUNCTION refuse()`)
+	for n := range 5 {
+		a.jetstream("telemetry", far(n))
+	}
+	a.until("an attempt has failed", func() bool { return a.retries() > 0 })
+	for n := range 5 {
+		b.mqtt(far(n))
+	}
+	b.drain()
+	a.exec(`DROP TRIGGER refuse ON crossfade_ledger_other`)
+	a.drain()
+	a.wantCount(5, `SELECT count(*) FROM telemetry`)
+	for n := range 6 {
+		a.jetstream("telemetry", far(10+n))
+	}
+	a.drain()
+	a.wantCount(10, `SELECT count(*) FROM telemetry`)
+	a.wantCount(1, tooMany)
+}
+
 // TestRateLimitAcrossTrouble: a batch that is tried again and again, and one that is
 // split around a row which PostgreSQL refuses, is charged once.
 func TestRateLimitAcrossTrouble(t *testing.T) {
@@ -114,7 +175,6 @@ func TestRateLimitAcrossTrouble(t *testing.T) {
 	// Deferred to the commit: by then the batch has been charged.
 	r.exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'not now' USING ERRCODE = '40001'; END $$`)
 	r.exec(`CREATE CONSTRAINT TRIGGER refuse AFTER INSERT ON crossfade_ledger_other DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION refuse()`)
-	far := func(n int) string { return strings.ReplaceAll(stamped(n), "2026", "2001") }
 	for n := range 5 {
 		r.mqtt(far(n))
 	}
