@@ -74,6 +74,21 @@ func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 	s, mayDrop := g.look(tenant)
 	// A machine that was stopped with its clocks has nothing else to tell it so. Of MQTT
 	// copies none can be new to a session whose proof the leader has waited for.
-	mayDrop = mayDrop && (d.Path == pipeline.PathMQTT || g.spans(d.Receipt.Occurred()))
+	mayDrop = mayDrop && !bulky(d) && (d.Path == pipeline.PathMQTT || g.spans(d.Receipt.Occurred()))
 	return stage.Decide(s, d.Path, mayDrop, false)
+}
+
+// mostBody and mostName are the most bytes of a body, and of a topic or user name, that
+// are sure to get through the other path. Escaped, and with the topic twice, they fit
+// into an envelope of 64 KiB, below which no server's or stream's limit may lie.
+const mostBody, mostName = 8 << 10, 512
+
+// bulky reports whether a copy may be the only one of its message: the mirror cannot
+// bring an envelope above NATS's limits, and no broker hands a packet above ours over.
+// Such copies are never dropped; they stand by for the other one.
+func bulky(d *pipeline.Delivery) bool {
+	if d.Path == pipeline.PathJetStream {
+		return len(d.Body) > mostBody
+	}
+	return len(d.Body) > mostBody || len(d.Topic) > mostName || len(d.Username) > mostName
 }

@@ -2,6 +2,7 @@ package bridge
 
 import (
 	"errors"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +118,26 @@ func TestGateDrops(t *testing.T) {
 			t.Errorf("%v copies dropped by %s, want 1", n, p)
 		}
 	}
+}
+
+// TestGateDropsNothingBulky: what may be too large for the other path stands by in an
+// outer stage, too.
+func TestGateDropsNothingBulky(t *testing.T) {
+	b := newGateBench(t)
+	b.mayDrop = true
+	deliver := func(d pipeline.Delivery) {
+		d.Receipt = settling{b, d.Topic + d.Subject}
+		b.deliver(d)
+	}
+	topic := "tenant/j/device/" + strings.Repeat("d", mostName)
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/telemetry", Body: make([]byte, mostBody)})
+	deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.m", Body: make([]byte, mostBody)})
+	expect(t, "settled", b.settled, "tenant/j/device/d/telemetry", "telemetry.m")
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/x", Body: make([]byte, mostBody+1)})
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/y", Username: topic})
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic})
+	deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.m", Body: make([]byte, mostBody+1)})
+	expect(t, "held", b.held, "mqtttenant/j/device/d/x", "mqtttenant/j/device/d/y", "mqtt"+topic, "jetstreamtelemetry.m")
 }
 
 // TestGateAfterAStandstill: what a stream has stored after the end of the lease is not

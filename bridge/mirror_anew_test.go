@@ -71,3 +71,32 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 	}
 	await(t, "what comes later is dropped again", func() bool { return dropped("jetstream") >= before+20 })
 }
+
+// TestTooLargeForTheMirror: a message whose envelope NATS does not take ends in
+// quarantine in stage jetstream, too, where other MQTT copies are dropped unseen.
+func TestTooLargeForTheMirror(t *testing.T) {
+	s := newStack(t)
+	s.register("acme")
+	a := s.start(s.config("a"))
+	s.flip(flags.Variant(stage.JetStream), "acme")
+	s.arrive(stage.JetStream, "acme")
+	p, seq := s.sender(), 0
+	message := func(text string) {
+		seq++
+		s.device(p, "tenant/acme/device/d1/telemetry", fmt.Sprintf(`{"site_id":"s","provision_token":"tok","seq":%d,"metrics":{"a":"%s"}}`, seq, text))
+	}
+	await(t, "copies to be dropped", func() bool {
+		message("x")
+		return !strings.Contains(a.metrics(), `crossfade_dropped_total{path="mqtt"} 0`)
+	})
+	large := seq + 1
+	message(strings.Repeat("x", 2<<20)) // max_payload is 1 MiB
+	await(t, "quarantine", func() bool {
+		return s.count(`SELECT count(*) FROM quarantine_events WHERE reason = 'PAYLOAD_TOO_LARGE'`) == 1
+	})
+	message("y")
+	await(t, "the others", func() bool { return s.count(`SELECT count(*) FROM telemetry`) == seq-1 })
+	if n := s.count(`SELECT count(*) FROM telemetry WHERE seq = $1`, large); n != 0 {
+		t.Error("it is written")
+	}
+}
