@@ -16,21 +16,19 @@ import (
 // an operator's. updatePlaces writes 'auto'.
 const locationPinned = `coalesce(lower(r.location_source), '') NOT IN ('', 'auto', 'device', 'gps', 'payload', 'telemetry')`
 
-// updatePlaces moves locations forward. There is no column for when a location
-// was true, so it counts if no other batch has brought a later message of the
-// same type. A location that is the same is not written.
+// updatePlaces moves locations forward: crossfade_located_at, which upsertState has
+// moved just before, tells when the newest one was true. Where the registry has none
+// any will do. A location that is the same is not written.
 var updatePlaces = fmt.Sprintf(`
 UPDATE device_registry AS r
    SET latitude = u.lat, longitude = u.lng, location_source = 'auto'
-  FROM (SELECT u.t, u.d, lat, lng, s.at AS latest, %s AS at, %s AS upto
-          FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[], $5::text[], $6::timestamptz[], $7::timestamptz[]) AS u(t, d, lat, lng, type, at, upto)
-         CROSS JOIN LATERAL (SELECT CASE u.type WHEN 'telemetry' THEN last_telemetry_at WHEN 'heartbeat' THEN last_heartbeat_at ELSE last_seen_at END AS at
-                               FROM device_state WHERE tenant_id = u.t AND device_id = u.d) AS s) AS u
+  FROM unnest($1::text[], $2::text[], $3::float8[], $4::float8[], $5::timestamptz[]) AS u(t, d, lat, lng, at)
+  JOIN device_state AS s ON s.tenant_id = u.t AND s.device_id = u.d
  WHERE r.tenant_id = u.t AND r.device_id = u.d
    AND NOT (%s)
-   AND (u.at >= u.latest OR u.upto >= u.latest OR r.latitude IS NULL OR r.longitude IS NULL)
+   AND (%s >= s.crossfade_located_at OR r.latitude IS NULL OR r.longitude IS NULL)
    AND (r.latitude::float8 IS DISTINCT FROM u.lat OR r.longitude::float8 IS DISTINCT FROM u.lng)`,
-	believed("u.at"), believed("u.upto"), locationPinned)
+	locationPinned, believed("u.at"))
 
 // The rows of device_registry are the backend's, which updates several of them in
 // whatever order it likes, and ingest locks them in the order of a query plan. Of
@@ -44,7 +42,6 @@ SELECT set_config('lock_timeout', current_setting('crossfade.lock_timeout'), tru
 // placeNews is where a device was last in a batch.
 type placeNews struct {
 	lat, lng float64
-	msgType  string
 	at       time.Time
 }
 
@@ -54,7 +51,7 @@ func (n *deviceNews) addPlace(e *Entry) {
 		return
 	}
 	if lat, lng, ok := placeOf(e.Msg); ok {
-		n.place = &placeNews{lat, lng, e.Msg.MsgType, e.Msg.Time}
+		n.place = &placeNews{lat, lng, e.Msg.Time}
 	}
 }
 
@@ -88,36 +85,24 @@ func degrees(v, synonym canonical.Value, most float64) (float64, bool) {
 	return f, ok && f >= -most && f <= most
 }
 
-// upto is the time of the batch's last message of the type that the location came with.
-func (n *deviceNews) upto() time.Time {
-	switch n.place.msgType {
-	case typeTelemetry:
-		return n.telemetry
-	case typeHeartbeat:
-		return n.heartbeat
-	}
-	return n.seen
-}
-
 // writePlaces writes the devices' locations, unless an operator has set them.
 func writePlaces(ctx context.Context, tx pgx.Tx, devices []*deviceNews) error {
-	var tenants, ids, types []string
+	var tenants, ids []string
 	var lats, lngs []float64
-	var at, upto []time.Time
+	var at []time.Time
 	for _, n := range devices {
 		if n.place == nil {
 			continue
 		}
-		tenants, ids, types = append(tenants, n.Tenant), append(ids, n.Device), append(types, n.place.msgType)
-		lats, lngs = append(lats, n.place.lat), append(lngs, n.place.lng)
-		at, upto = append(at, n.place.at), append(upto, n.upto())
+		tenants, ids = append(tenants, n.Tenant), append(ids, n.Device)
+		lats, lngs, at = append(lats, n.place.lat), append(lngs, n.place.lng), append(at, n.place.at)
 	}
 	if len(tenants) == 0 {
 		return nil
 	}
 	var b pgx.Batch
 	b.Queue(giveWay)
-	b.Queue(updatePlaces, tenants, ids, lats, lngs, types, at, upto)
+	b.Queue(updatePlaces, tenants, ids, lats, lngs, at)
 	b.Queue(resumePatience)
 	return tx.SendBatch(ctx, &b).Close()
 }

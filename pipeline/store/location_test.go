@@ -39,6 +39,11 @@ func TestLocation(tt *testing.T) {
 		{"before a message without one", nil, [][]store.Entry{{at(1, `,"lat":1,"lng":2`), at(2, ``)}, {at(3, `,"lat":3,"lng":4`), at(4, ``)}}, "3 | 4 | auto"},
 		{"the first, late", nil, [][]store.Entry{{at(2, ``)}, {at(1, `,"lat":1,"lng":2`)}}, "1 | 2 | auto"},
 		{"a heartbeat is no news of it", nil, [][]store.Entry{{at(1, `,"lat":1,"lng":2`)}, {news("d1", "heartbeat", 3, ``)}, {at(2, `,"lat":3,"lng":4`)}}, "3 | 4 | auto"},
+		{"late, beside a later one without", nil, [][]store.Entry{{at(5, `,"lat":3,"lng":4`)}, {at(1, `,"lat":1,"lng":2`), at(9, ``)}}, "3 | 4 | auto"},
+		{"late, by another type", nil, [][]store.Entry{{at(9, `,"lat":3,"lng":4`)}, {news("d1", "heartbeat", 5, `,"lat":1,"lng":2`)}}, "3 | 4 | auto"},
+		{"overtaken by one without", nil, [][]store.Entry{{at(1, `,"lat":1,"lng":2`)}, {at(9, ``)}, {at(8, `,"lat":3,"lng":4`)}}, "3 | 4 | auto"},
+		{"overtaken, of another type", nil, [][]store.Entry{{at(1, `,"lat":1,"lng":2`)}, {at(9, ``)}, {news("d1", "position", 8, `,"lat":3,"lng":4`)}}, "3 | 4 | auto"},
+		{"equally late: the last", nil, [][]store.Entry{{at(1, `,"lat":1,"lng":2`), at(1, `,"lat":5,"lng":6`)}, {at(1, `,"lat":3,"lng":4`)}}, "3 | 4 | auto"},
 		{"pinned, the cache says", nil, [][]store.Entry{{pinned}}, "- | - | -"},
 		{"pinned since", "manual", [][]store.Entry{{at(1, `,"lat":1,"lng":2`)}}, "8 | 9 | manual"},
 		{"pinned by a word of theirs", "Surveyor", [][]store.Entry{{at(1, `,"lat":1,"lng":2`)}}, "8 | 9 | Surveyor"},
@@ -54,6 +59,32 @@ func TestLocation(tt *testing.T) {
 			t.Errorf("%s: %s, want %s", c.name, got, c.want)
 		}
 		t.wantCount(2, `SELECT count(*) FROM device_registry WHERE latitude IS NULL AND (tenant_id, device_id) <> ('t1', 'd1')`)
+	}
+}
+
+// TestLocationPinnedMeanwhile: an operator sets the location while a batch waits for
+// the row.
+func TestLocationPinnedMeanwhile(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id) VALUES ('t1', 'd1')`)
+	operator := t.begin()
+	_, err := operator.Exec(t.Context(), `UPDATE device_registry SET latitude = 8, longitude = 9, location_source = 'manual'`)
+	t.must(err)
+	done := make(chan error)
+	go func() {
+		err := t.Commit(t.Context(), []store.Entry{news("d1", "telemetry", 1, `,"lat":1,"lng":2`)})
+		for errors.Is(err, store.ErrLocked) {
+			err = t.Commit(t.Context(), []store.Entry{news("d1", "telemetry", 1, `,"lat":1,"lng":2`)})
+		}
+		done <- err
+	}()
+	until(tt, "it waits", func() bool {
+		return t.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
+	})
+	t.must(operator.Commit(t.Context()))
+	t.must(<-done)
+	if got := t.row("latitude, longitude, location_source", "device_registry"); got != "8 | 9 | manual" {
+		t.Errorf("got %s", got)
 	}
 }
 

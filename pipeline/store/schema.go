@@ -88,6 +88,7 @@ var writtenTables = []tableSpec{
 		{"tenant_id", asText, false}, {"device_id", asText, false}, {"site_id", asText, true},
 		{"last_seen_at", asTime, true}, {"last_telemetry_at", asTime, true}, {"last_heartbeat_at", asTime, true},
 		{"reported_state", asJSON, false}, {"reported_version", asVersion, false}, {"shadow_updated_at", asTime, true},
+		{"crossfade_located_at", asTime, true},
 	}},
 	{name: "device_sensors", key: []string{"tenant_id", "device_id", "metric_key"}, columns: []columnSpec{
 		{"tenant_id", asText, false}, {"device_id", asText, false}, {"metric_key", asText, false},

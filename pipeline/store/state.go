@@ -38,21 +38,24 @@ func newer(column, at string) string {
 // changes nothing: whatever else is written of a device is written under that lock.
 // A row in which no time moves is not rewritten.
 var upsertState = fmt.Sprintf(`
-INSERT INTO device_state AS s (tenant_id, device_id, site_id, last_seen_at, last_telemetry_at, last_heartbeat_at)
-SELECT t, d, site, %s, %s, %s
-  FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[]) AS u(t, d, site, seen, telemetry, heartbeat)
+INSERT INTO device_state AS s (tenant_id, device_id, site_id, last_seen_at, last_telemetry_at, last_heartbeat_at, crossfade_located_at)
+SELECT t, d, site, %s, %s, %s, %s
+  FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::timestamptz[], $7::timestamptz[]) AS u(t, d, site, seen, telemetry, heartbeat, located)
  ORDER BY t COLLATE "C", d COLLATE "C"
     ON CONFLICT (tenant_id, device_id) DO UPDATE
    SET site_id = EXCLUDED.site_id,
        last_seen_at = %s,
        last_telemetry_at = %s,
-       last_heartbeat_at = %s
+       last_heartbeat_at = %s,
+       crossfade_located_at = %s
  WHERE (EXCLUDED.last_seen_at > s.last_seen_at) IS NOT FALSE AND EXCLUDED.last_seen_at IS NOT NULL
     OR (EXCLUDED.last_telemetry_at > s.last_telemetry_at) IS NOT FALSE AND EXCLUDED.last_telemetry_at IS NOT NULL
     OR (EXCLUDED.last_heartbeat_at > s.last_heartbeat_at) IS NOT FALSE AND EXCLUDED.last_heartbeat_at IS NOT NULL
-    OR greatest(s.last_seen_at, s.last_telemetry_at, s.last_heartbeat_at) > now() + %s AND EXCLUDED.last_seen_at IS NOT NULL`,
-	believed("seen"), believed("telemetry"), believed("heartbeat"),
-	newer("last_seen_at", "EXCLUDED.last_seen_at"), newer("last_telemetry_at", "EXCLUDED.last_telemetry_at"), newer("last_heartbeat_at", "EXCLUDED.last_heartbeat_at"),
+    OR (EXCLUDED.crossfade_located_at > s.crossfade_located_at) IS NOT FALSE AND EXCLUDED.crossfade_located_at IS NOT NULL
+    OR greatest(s.last_seen_at, s.last_telemetry_at, s.last_heartbeat_at, s.crossfade_located_at) > now() + %s AND EXCLUDED.last_seen_at IS NOT NULL`,
+	believed("seen"), believed("telemetry"), believed("heartbeat"), believed("located"),
+	newer("last_seen_at", "EXCLUDED.last_seen_at"), newer("last_telemetry_at", "EXCLUDED.last_telemetry_at"),
+	newer("last_heartbeat_at", "EXCLUDED.last_heartbeat_at"), newer("crossfade_located_at", "EXCLUDED.crossfade_located_at"),
 	clockSlack)
 
 // deviceNews is what a batch says of one device.
@@ -134,11 +137,15 @@ func later(a, b time.Time) time.Time {
 func writeState(ctx context.Context, tx pgx.Tx, devices []*deviceNews) error {
 	tenants, ids, sites := make([]string, len(devices)), make([]string, len(devices)), make([]string, len(devices))
 	seen, telemetry, heartbeat := make([]*time.Time, len(devices)), make([]*time.Time, len(devices)), make([]*time.Time, len(devices))
+	located := make([]*time.Time, len(devices))
 	for i, n := range devices {
 		tenants[i], ids[i], sites[i] = n.Tenant, n.Device, n.device.Site
 		seen[i], telemetry[i], heartbeat[i] = orNull(&n.seen), orNull(&n.telemetry), orNull(&n.heartbeat)
+		if n.place != nil {
+			located[i] = &n.place.at
+		}
 	}
-	_, err := tx.Exec(ctx, upsertState, tenants, ids, sites, seen, telemetry, heartbeat)
+	_, err := tx.Exec(ctx, upsertState, tenants, ids, sites, seen, telemetry, heartbeat, located)
 	return err
 }
 
