@@ -24,14 +24,15 @@ func fits(column string) string {
          WHERE attrelid = to_regclass('device_sensors') AND attname = '%s')`, column)
 }
 
-// updateSensors relies on the lock of the device for the order of its rows.
+// updateSensors relies on the lock of the device for the order of its rows. Equally late
+// values count: a device whose clock shows seconds, or days, sends many in each.
 var updateSensors = fmt.Sprintf(`
 UPDATE device_sensors AS s
    SET last_value = u.value, last_value_text = left(u.value_text, %s), last_seen_at = u.at
   FROM (SELECT t, d, k, value, value_text, %s AS at
           FROM unnest($1::text[], $2::text[], $3::text[], $4::float8[], $5::text[], $6::timestamptz[]) AS u(t, d, k, value, value_text, at)) AS u
  WHERE s.tenant_id = u.t AND s.device_id = u.d AND s.metric_key = u.k
-   AND (s.last_seen_at < u.at OR s.last_seen_at IS NULL OR s.last_seen_at > now() + %s)`,
+   AND (s.last_seen_at <= u.at OR s.last_seen_at IS NULL OR s.last_seen_at > now() + %s)`,
 	fits("last_value_text"), believed("u.at"), clockSlack)
 
 // insertSensors inserts what is missing as far as the limits go. It counts and
@@ -66,16 +67,39 @@ func (n *deviceNews) addSensors(e *Entry) {
 		if v.IsNull() {
 			return
 		}
+		s := n.sensor(key)
+		if s == nil {
+			n.sensors = append(n.sensors, sensorNews{key, v, e.Msg.Time})
+		} else if !e.Msg.Time.Before(s.at) {
+			s.value, s.at = v, e.Msg.Time
+		}
+	})
+}
+
+// fewSensors is up to how many a look through them is quicker than a map.
+const fewSensors = 64
+
+// sensor finds what is known of a metric, nil for nothing. Names are hostile input: a
+// batch may hold a hundred thousand of one device.
+func (n *deviceNews) sensor(key string) *sensorNews {
+	if len(n.sensors) <= fewSensors {
 		for i := range n.sensors {
-			if s := &n.sensors[i]; s.key == key {
-				if !e.Msg.Time.Before(s.at) {
-					s.value, s.at = v, e.Msg.Time
-				}
-				return
+			if n.sensors[i].key == key {
+				return &n.sensors[i]
 			}
 		}
-		n.sensors = append(n.sensors, sensorNews{key, v, e.Msg.Time})
-	})
+		return nil
+	}
+	if n.byKey == nil {
+		n.byKey = make(map[string]int)
+	}
+	for i := len(n.byKey); i < len(n.sensors); i++ {
+		n.byKey[n.sensors[i].key] = i
+	}
+	if i, ok := n.byKey[key]; ok {
+		return &n.sensors[i]
+	}
+	return nil
 }
 
 // sensorRows are the columns of a batch's sensors.

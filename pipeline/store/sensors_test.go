@@ -46,6 +46,7 @@ func TestSensorsMoveForward(tt *testing.T) {
 		{"out of order", [][]store.Entry{{at(2, "2")}, {at(1, "1")}}, "2 | - | 2"},
 		{"in a batch", [][]store.Entry{{at(1, "1"), at(3, "3"), at(2, "2")}}, "3 | - | 3"},
 		{"equally late in a batch: the last", [][]store.Entry{{at(1, "1"), at(1, "3"), at(1, "2")}}, "2 | - | 1"},
+		{"equally late in two batches: the last", [][]store.Entry{{at(1, "1")}, {at(1, "2")}}, "2 | - | 1"},
 		{"duplicate members: the last", [][]store.Entry{{at(1, `1,"a":2`)}}, "2 | - | 1"},
 		{"duplicate members: the last, which is null", [][]store.Entry{{at(1, "1")}, {at(2, `5,"a":null`)}}, "1 | - | 1"},
 		{"another type", [][]store.Entry{{at(1, "1")}, {at(2, `"x"`)}}, "- | x | 2"},
@@ -95,6 +96,25 @@ func TestSensorLimit(tt *testing.T) {
 		}
 		t.wantCount(i+1, `SELECT count(*) FROM telemetry`)
 	}
+}
+
+// TestSensorsOfABusyDevice: a device without a rate limit fills a batch with metrics of
+// ever new names. That takes no longer than as many by many devices; the time grew with
+// the square of the names until the transaction was broken off, again and again.
+func TestSensorsOfABusyDevice(tt *testing.T) {
+	t := newStoreTest(tt)
+	var batch []store.Entry
+	for n := range 2000 {
+		var metrics strings.Builder
+		for k := range 50 {
+			fmt.Fprintf(&metrics, `,"of-one-length-%04d-%02d":%d`, n, k, n)
+		}
+		batch = append(batch, news("d1", "telemetry", n, `,"metrics":{"a":`+fmt.Sprint(n)+metrics.String()+`}`))
+	}
+	t.commit(batch...)
+	t.wantCount(1999, `SELECT last_value::int FROM device_sensors WHERE metric_key = 'a'`)
+	t.wantCount(20, `SELECT count(*) FROM device_sensors`)
+	t.wantCount(2000, `SELECT count(*) FROM telemetry`)
 }
 
 func TestSensorsAreDescribed(tt *testing.T) {

@@ -65,6 +65,7 @@ type deviceNews struct {
 
 	seen, telemetry, heartbeat time.Time // zero where there was no such message
 	sensors                    []sensorNews
+	byKey                      map[string]int // of the sensors, once they are many
 	place                      *placeNews
 }
 
