@@ -91,7 +91,7 @@ func (s *Store) CommitMetered(ctx context.Context, entries []Entry, charge func(
 	if err := s.writeEffects(ctx, tx, entries); err != nil {
 		return err
 	}
-	return translate("commit", tx.Commit(ctx))
+	return commit(ctx, tx)
 }
 
 // writeEffects writes what the fresh entries leave behind, in order of arrival.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 )
 
@@ -40,11 +41,26 @@ func translate(operation string, err error) error {
 	if errors.Is(err, context.Canceled) {
 		return fmt.Errorf("%s: %w", operation, err)
 	}
+	if errors.Is(err, ErrUnavailable) { // as commit has told already
+		return fmt.Errorf("%s: %w", operation, err)
+	}
 	kind := ErrUnavailable
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
 		kind = classify(pg.Code)
 	}
 	return fmt.Errorf("%s: %w: %w", operation, kind, err)
+}
+
+// commit commits. The one limit that can be exceeded only now is that of the server's
+// queue of notifications, which a session that listens and never ends its transaction
+// fills in the course of time: no fault of the data.
+func commit(ctx context.Context, tx pgx.Tx) error {
+	const programLimitExceeded = "54000"
+	err := tx.Commit(ctx)
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == programLimitExceeded {
+		return fmt.Errorf("commit: %w: look for a session that listens and has a transaction open for long (SELECT pid, xact_start, query FROM pg_stat_activity), and end it: %w", ErrUnavailable, err)
+	}
+	return translate("commit", err)
 }
 
 // classify maps an SQLSTATE (PostgreSQL manual, appendix A) by its class.
@@ -63,6 +79,15 @@ func classify(code string) error {
 		return ErrSchema
 	}
 	return ErrUnavailable
+}
+
+// Orphaned reports whether PostgreSQL refuses the data because a row refers to one that
+// is not there. Where adopted tables have foreign keys to device_registry that is what
+// becomes of the messages of a device that was deleted a moment ago.
+func Orphaned(err error) bool {
+	const foreignKeyViolation = "23503"
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && pg.Code == foreignKeyViolation
 }
 
 // Detail returns what PostgreSQL said of refused data, for the quarantine: the

@@ -11,7 +11,12 @@ import (
 // maxNotification is the most bytes that pg_notify takes for a payload.
 const maxNotification = 7999
 
-const notifyInserted = `SELECT pg_notify('telemetry_inserted', p) FROM unnest($1::text[]) AS p`
+// notifyInserted tells nobody where the server's queue of notifications is nearly full:
+// once it is, no transaction with a notification can commit, and who then listens does
+// not come to read. PostgreSQL warns in its log from half on.
+const notifyInserted = `
+SELECT pg_notify('telemetry_inserted', p) FROM unnest($1::text[]) AS p
+ WHERE (SELECT pg_notification_queue_usage()) < 0.9`
 
 // notifyTenants tells listeners, once the transaction is committed, which tenants
 // have new telemetry.

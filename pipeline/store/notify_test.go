@@ -3,6 +3,7 @@ package store_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -58,5 +59,39 @@ func TestNotify(tt *testing.T) {
 	t.commit(batch...)
 	if got, n := next(); n != 3 || len(got) != 300 || !slices.IsSorted(got) {
 		t.Errorf("%d payloads with %d tenants", n, len(got))
+	}
+}
+
+// TestNotifyWithAFullQueue: who listens and does not come to read fills the queue of
+// notifications, 8 GB of it. Telemetry is written all the same, and everything else waits:
+// it is no fault of the messages.
+func TestNotifyWithAFullQueue(tt *testing.T) {
+	t := newStoreTest(tt)
+	// 8 GB are too many for a test; so are the others' notifications.
+	t.exec(`CREATE SCHEMA fuller; CREATE FUNCTION fuller.pg_notification_queue_usage() RETURNS float8 LANGUAGE sql AS 'SELECT 0.95::float8'`)
+	t.exec(`CREATE FUNCTION full_queue() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+		RAISE EXCEPTION 'too many notifications in the NOTIFY queue' USING ERRCODE = 'program_limit_exceeded'; END $$;
+		CREATE CONSTRAINT TRIGGER full_queue AFTER INSERT ON crossfade_downlink DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION full_queue();
+		CREATE CONSTRAINT TRIGGER full_queue AFTER INSERT ON device_registry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION full_queue();
+		INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s', 't1')`)
+	newSessions := func(what string) {
+		t.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + what + `', current_database()); END $$`)
+	}
+	conn := schemaConn(tt, t.url)
+	schemaExec(tt, conn, `LISTEN telemetry_inserted`)
+	newSessions(`SET search_path = fuller, public, pg_catalog`)
+	openStoreTest(tt, t.url).wantFresh("telemetry", 1, telemetry(`{"seq":1}`))
+	newSessions(`RESET search_path`)
+	t.wantFresh("telemetry, the queue being empty", 1, entryOf(copyOf("tenant/t2/device/d1/telemetry", `{"seq":1}`, noon)))
+	n, err := conn.WaitForNotification(t.Context())
+	t.must(err)
+	if n.Payload != `["t2"]` {
+		t.Errorf("a full queue got %s", n.Payload)
+	}
+	if err := t.Commit(t.Context(), []store.Entry{ack("d1", `{"command_id":"c1"}`)}); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
+		t.Errorf("an ack: %v", err)
+	}
+	if _, refused, err := t.Provision(t.Context(), []store.NewDevice{newDevice("t1", "d9")}); refused != nil || !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
+		t.Errorf("a device that registers itself: %v, %v", refused, err)
 	}
 }

@@ -167,5 +167,5 @@ func (s *Store) provisionAll(ctx context.Context, devices []NewDevice) ([]pipeli
 	if err != nil {
 		return nil, err
 	}
-	return noRoom, tx.Commit(ctx)
+	return noRoom, commit(ctx, tx)
 }

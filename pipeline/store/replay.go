@@ -81,7 +81,7 @@ func (s *Store) Replay(ctx context.Context, batch []Replayed, rehearse bool) err
 	if err := s.replay(ctx, tx, batch); err != nil || rehearse {
 		return err
 	}
-	return translate("commit", tx.Commit(ctx))
+	return commit(ctx, tx)
 }
 
 func (s *Store) replay(ctx context.Context, tx pgx.Tx, batch []Replayed) error {
