@@ -58,6 +58,39 @@ func TestPoisonOfOtherKinds(t *testing.T) {
 	r.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE reason = 'COMMAND_ACK_INVALID'`)
 }
 
+// TestDeviceDeletedMeanwhile: an adopted table has a foreign key to the registry, and a
+// device is deleted that instances still remember. Its messages are those of an unknown
+// device, or register it again; the others are written.
+func TestDeviceDeletedMeanwhile(t *testing.T) {
+	for provision, want := range map[bool]string{false: "UNREGISTERED_DEVICE", true: ""} {
+		r := newRig(t, database(t), func(o *process.Options) { o.Workers, o.AutoProvision = 1, provision })
+		r.exec(`ALTER TABLE device_state ADD FOREIGN KEY (tenant_id, device_id) REFERENCES device_registry ON DELETE CASCADE;
+			INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd2', 's1');
+			INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s', 't1')`)
+		both := func(n int) {
+			for _, device := range []string{"d1", "d2"} {
+				r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/" + device + "/telemetry", Body: []byte(good(n))}, nil)
+			}
+		}
+		both(1)
+		r.drain()
+		// Nobody hears of it.
+		r.exec(`SET session_replication_role = replica; DELETE FROM device_state WHERE device_id = 'd2'; DELETE FROM device_registry WHERE device_id = 'd2'; RESET session_replication_role`)
+		both(2)
+		r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d2/shadow/reported", Body: []byte(`{"reported":{},"version":1}`)}, nil)
+		r.drain()
+		if want == "" {
+			r.wantCount(4, `SELECT count(*) FROM telemetry`)
+			r.wantCount(1, `SELECT count(*) FROM device_state WHERE device_id = 'd2' AND reported_version = 1`)
+			r.wantCount(0, `SELECT count(*) FROM quarantine_events`)
+			continue
+		}
+		r.wantCount(3, `SELECT count(*) FROM telemetry`)
+		r.wantCount(2, `SELECT count(*) FROM quarantine_events WHERE device_id = 'd2' AND reason = $1`, want)
+		r.wantCount(2, `SELECT count(*) FROM quarantine_events`)
+	}
+}
+
 // TestNarrowColumns: on the predecessor's tables a long name is refused by
 // telemetry and by quarantine_events alike. It must not hold up the others.
 func TestNarrowColumns(t *testing.T) {

@@ -24,6 +24,7 @@ type item struct {
 	pipeline.Delivery
 	at      time.Time
 	refused bool // by PostgreSQL, even for the quarantine, as was logged
+	orphan  bool // refused once because its device was gone
 }
 
 func (it *item) bytes() int { return len(it.Body) }

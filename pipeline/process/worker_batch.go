@@ -252,6 +252,9 @@ func (b *batch) write(ctx context.Context, entries []store.Entry, origin []*item
 		half := len(entries) / 2
 		b.write(ctx, entries[:half], origin[:half])
 		b.write(ctx, entries[half:], origin[half:])
+	case entries[0].Reason == pipeline.Accepted && store.Orphaned(err) && !origin[0].orphan:
+		origin[0].orphan = true
+		b.askAgain(ctx, entries, origin)
 	case entries[0].Reason == pipeline.Accepted:
 		entries[0].Reason, entries[0].Detail = refused(entries[0].Msg.Kind), store.Detail(err)
 		b.write(ctx, entries, origin)
@@ -262,6 +265,26 @@ func (b *batch) write(ctx context.Context, entries []store.Entry, origin []*item
 	default:
 		b.refuse(&entries[0], origin[0], err)
 	}
+}
+
+// askAgain writes a message whose device may have been deleted since it was looked up,
+// by what the registry says now.
+func (b *batch) askAgain(ctx context.Context, entries []store.Entry, origin []*item) {
+	e := &entries[0]
+	device := make(wanted)
+	device.add(e.Msg)
+	b.registry.deviceChanged(keyOf(e.Msg))
+	locked, err := b.try(ctx, func() error { return b.registry.lookup(ctx, time.Now(), device) })
+	switch {
+	case locked != nil:
+		b.block(keyOf(e.Msg), locked)
+	case err != nil:
+		b.releaseAll(origin)
+		return
+	default:
+		checkRegistry(e, device.of(e.Msg), b.current.Load(), time.Now())
+	}
+	b.write(ctx, entries, origin)
 }
 
 // refuse sets a message aside whose very quarantine row PostgreSQL refuses: to give
