@@ -126,6 +126,14 @@ func (k keyKind) parseBound(text string) (int64, error) {
 		case "infinity":
 			return maxBound, nil
 		}
+		// Beyond the years 1 to 9999, which no message has, it does not matter where. Such
+		// a bound is one in another time zone's first or last year.
+		switch {
+		case strings.HasSuffix(text, " BC"):
+			return minBound, nil
+		case strings.IndexByte(text, '-') > 4:
+			return maxBound, nil
+		}
 		// The session's time zone is UTC and its date style ISO.
 		t, err := time.Parse("2006-01-02 15:04:05.999999-07", text)
 		return t.UnixMicro(), err
@@ -154,7 +162,11 @@ func partitionName(table string, lo int64) string {
 	if t.Equal(t.Truncate(24 * time.Hour)) {
 		return table + t.Format("_20060102")
 	}
-	return table + t.Format("_20060102t150405")
+	return partitionNameExact(table, lo)
+}
+
+func partitionNameExact(table string, lo int64) string {
+	return table + time.UnixMicro(lo).UTC().Format("_20060102t150405")
 }
 
 // missing returns the ranges of [from, to), cut at multiples of width, that no

@@ -34,7 +34,10 @@ var errRowsInTheWay = errors.New("rows of the new partition arrived in the defau
 // readers are kept out as well: one that had planned without the new partition
 // would miss them.
 func (p *Partitions) create(ctx context.Context, conn *pgx.Conn, t *partitioned, s span, with string) error {
-	name := pgx.Identifier{t.schema, partitionName(t.name, s.lo)}.Sanitize()
+	name, err := t.freeName(ctx, conn, s.lo)
+	if err != nil {
+		return p.explain("look for partitions of "+t.name, err)
+	}
 	return p.retry(ctx, "create partition "+name, func() error {
 		occupied, err := t.defaultHolds(ctx, conn, s)
 		if err != nil {
@@ -47,13 +50,8 @@ func (p *Partitions) create(ctx context.Context, conn *pgx.Conn, t *partitioned,
 			if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE %s (LIKE %s INCLUDING ALL EXCLUDING IDENTITY)%s`, name, t.ident, with)); err != nil {
 				return err
 			}
-			// The parent's policies guard queries of the parent only. Without any
-			// of its own the partition is closed to all but its owner, even where
-			// default privileges let others at every new table.
-			if t.rowSecurity {
-				if _, err := tx.Exec(ctx, `ALTER TABLE `+name+` ENABLE ROW LEVEL SECURITY`); err != nil {
-					return err
-				}
+			if err := t.seal(ctx, tx, name); err != nil {
+				return err
 			}
 			mode := "SHARE ROW EXCLUSIVE"
 			if occupied || t.kind == keyID {
@@ -72,6 +70,51 @@ func (p *Partitions) create(ctx context.Context, conn *pgx.Conn, t *partitioned,
 			return err
 		})
 	})
+}
+
+// freeName is the name for the partition that begins at lo. By the day it may be taken:
+// by a partition of somebody's whose days begin at another hour, or one that was detached.
+func (t *partitioned) freeName(ctx context.Context, conn *pgx.Conn, lo int64) (string, error) {
+	name := pgx.Identifier{t.schema, partitionName(t.name, lo)}.Sanitize()
+	var taken bool
+	if err := conn.QueryRow(ctx, `SELECT to_regclass($1) IS NOT NULL`, name).Scan(&taken); err != nil || !taken {
+		return name, err
+	}
+	return pgx.Identifier{t.schema, partitionNameExact(t.name, lo)}.Sanitize(), nil
+}
+
+// createDefault adds the DEFAULT partition that an adopted table lacks: without it the
+// rows of devices whose clock is off would be refused.
+func (p *Partitions) createDefault(ctx context.Context, conn *pgx.Conn, t *partitioned) error {
+	name := pgx.Identifier{t.schema, t.name + "_default"}.Sanitize()
+	err := p.retry(ctx, "create partition "+name, func() error {
+		return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
+			if err := p.lock(ctx, tx, t, "ACCESS EXCLUSIVE"); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE TABLE %s PARTITION OF %s DEFAULT`, name, t.ident)); err != nil {
+				return err
+			}
+			if _, err := tx.Exec(ctx, fmt.Sprintf(`CREATE INDEX ON %s (%s)`, name, pgx.Identifier{t.key}.Sanitize())); err != nil {
+				return err
+			}
+			return t.seal(ctx, tx, name)
+		})
+	})
+	if err == nil {
+		t.defaultIdent = name
+	}
+	return err
+}
+
+// seal closes a new partition to all but its owner, even where default privileges let
+// others at every new table: the parent's policies guard queries of the parent only.
+func (t *partitioned) seal(ctx context.Context, tx pgx.Tx, name string) error {
+	if !t.rowSecurity {
+		return nil
+	}
+	_, err := tx.Exec(ctx, `ALTER TABLE `+name+` ENABLE ROW LEVEL SECURITY`)
+	return err
 }
 
 // lock takes the parent, waiting for p.o.LockTimeout at most, then the DEFAULT

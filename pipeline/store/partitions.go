@@ -268,19 +268,37 @@ func (p *Partitions) ensure(ctx context.Context, conn *pgx.Conn, now time.Time) 
 		if t == nil {
 			continue // a plain table or a hypertable
 		}
-		made := 0
-		for _, s := range t.missing(m.from, m.to, m.width) {
-			if err := p.create(ctx, conn, t, s, m.with); err != nil {
-				errs = append(errs, err)
-				break
-			}
-			made++
+		made, err := p.complete(ctx, conn, t, m)
+		if err != nil {
+			errs = append(errs, err)
 		}
 		if made > 0 {
 			p.o.Logger.InfoContext(ctx, "partitions made", "table", m.table, "count", made)
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// complete makes what the table lacks. One partition's trouble, of which the first is
+// returned, does not keep the others from being made; a busy table is left for later.
+func (p *Partitions) complete(ctx context.Context, conn *pgx.Conn, t *partitioned, m maintained) (made int, first error) {
+	if t.defaultIdent == "" {
+		if first = p.createDefault(ctx, conn, t); first != nil {
+			return 0, first
+		}
+		made++
+	}
+	for _, s := range t.missing(m.from, m.to, m.width) {
+		switch err := p.create(ctx, conn, t, s, m.with); {
+		case err == nil:
+			made++
+		case lockTrouble(err) || ctx.Err() != nil:
+			return made, errors.Join(first, err)
+		case first == nil:
+			first = err
+		}
+	}
+	return made, first
 }
 
 func (p *Partitions) prune(ctx context.Context, conn *pgx.Conn, now time.Time) error {
@@ -322,29 +340,36 @@ func (p *Partitions) pruneRows(ctx context.Context, conn *pgx.Conn, table, colum
 }
 
 // pruneTable drops the partitions that end before cutoff, and deletes row by row
-// where old and new are mixed.
+// where old and new are mixed. A partition that cannot be dropped (a view of somebody's
+// may hang on it) does not keep the others; the first such error is returned.
 func (p *Partitions) pruneTable(ctx context.Context, conn *pgx.Conn, t *partitioned, cutoff time.Time) error {
 	ledger := t.kind == keyID
 	mixed := map[string]string{} // partition → the column that tells a row's age
 	if t.defaultIdent != "" {
 		mixed[t.defaultIdent] = t.key
 	}
+	var first error
 	for _, part := range t.parts {
+		var kept int64
+		var err error
 		switch {
 		case ledger && part.lo == minBound: // messages without a time
 			mixed[part.ident] = "committed_at"
+			continue
 		case part.hi >= cutoff.UnixMicro():
+			continue
 		case ledger:
-			kept, err := p.dropLedger(ctx, conn, t, part, cutoff)
-			if err != nil {
-				return err
-			}
-			p.o.Logger.InfoContext(ctx, "partition dropped", "table", t.name, "partition", part.ident, "late_rows_kept", kept)
+			kept, err = p.dropLedger(ctx, conn, t, part, cutoff)
 		default:
-			if err := p.drop(ctx, conn, t, part); err != nil {
-				return err
-			}
-			p.o.Logger.InfoContext(ctx, "partition dropped", "table", t.name, "partition", part.ident)
+			err = p.drop(ctx, conn, t, part)
+		}
+		switch {
+		case err == nil:
+			p.o.Logger.InfoContext(ctx, "partition dropped", "table", t.name, "partition", part.ident, "late_rows_kept", kept)
+		case lockTrouble(err) || ctx.Err() != nil:
+			return errors.Join(first, err)
+		case first == nil:
+			first = err
 		}
 	}
 	for ident, column := range mixed {
@@ -353,11 +378,11 @@ func (p *Partitions) pruneTable(ctx context.Context, conn *pgx.Conn, t *partitio
 		}
 		deleted, err := p.deleteOlder(ctx, conn, ident, column, cutoff)
 		if err != nil {
-			return err
+			return errors.Join(first, err)
 		}
 		if deleted > 0 {
 			p.o.Logger.InfoContext(ctx, "old rows deleted", "table", t.name, "partition", ident, "count", deleted)
 		}
 	}
-	return nil
+	return first
 }

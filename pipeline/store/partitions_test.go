@@ -302,49 +302,6 @@ func TestTelemetryRetention(tt *testing.T) {
 	}
 }
 
-// TestAdoptedTablesKeepTheirShape: a plain telemetry stays plain, one that is
-// partitioned in another way gets what it lacks.
-func TestAdoptedTablesKeepTheirShape(tt *testing.T) {
-	tt.Run("plain", func(tt *testing.T) {
-		t := newPartitionTest(tt, `CREATE TABLE telemetry (time timestamptz NOT NULL, tenant_id text NOT NULL, device_id text NOT NULL)`)
-		p := t.partitions(func(o *store.PartitionOptions) { o.TelemetryRetention = time.Hour })
-		t.exec(`INSERT INTO telemetry (time, tenant_id, device_id) VALUES ('2020-01-01', 't1', 'd1')`)
-		t.must(p.Ensure(t.Context(), noon))
-		t.must(p.Prune(t.Context(), noon))
-		if n := t.strings(`SELECT count(*)::text FROM telemetry`)[0]; n != "1" || len(t.children("telemetry")) != 0 {
-			t.Errorf("%s rows and partitions %v", n, t.children("telemetry"))
-		}
-		if len(t.children("crossfade_ledger")) != 21 {
-			t.Errorf("ledger: %v", t.children("crossfade_ledger"))
-		}
-	})
-	tt.Run("partitioned by someone else", func(tt *testing.T) {
-		t := newPartitionTest(tt, `
-			SET timezone = 'America/New_York';
-			CREATE TABLE telemetry (time timestamptz NOT NULL, tenant_id text NOT NULL, device_id text NOT NULL) PARTITION BY RANGE (time);
-			CREATE TABLE telemetry_november PARTITION OF telemetry FOR VALUES FROM ('2026-11-01') TO ('2026-11-25')`)
-		p := t.partitions(nil)
-		t.must(p.Ensure(t.Context(), noon))
-		want := []string{"telemetry_20261125t050000", "telemetry_20261126", "telemetry_november"}
-		if got := t.children("telemetry"); !slices.Equal(got, want) {
-			t.Errorf("got %v, want %v", got, want)
-		}
-	})
-	tt.Run("another width", func(tt *testing.T) {
-		t := newPartitionTest(tt, "")
-		t.must(t.partitions(nil).Ensure(t.Context(), noon))
-		before := len(t.children("crossfade_ledger"))
-		t.must(t.partitions(func(o *store.PartitionOptions) { o.LedgerWidth = 3 * time.Hour }).Ensure(t.Context(), noon.Add(13*time.Hour)))
-		if got := len(t.children("crossfade_ledger")); got <= before {
-			t.Errorf("%d partitions before and %d after", before, got)
-		}
-		// Width 4 h ended at 16:00 on the 25th, in the middle of a width of 3 h.
-		if got := t.children("crossfade_ledger"); !slices.Contains(got, "crossfade_ledger_20261125t160000") || slices.Contains(got, "crossfade_ledger_20261125t150000") {
-			t.Errorf("got %v", got)
-		}
-	})
-}
-
 // TestBusyTableIsLeftForLater: somebody reads the DEFAULT partition in a long
 // transaction. Maintenance gives up in bounded time, says so, and leaves the
 // tables as they were; ingest goes on.
