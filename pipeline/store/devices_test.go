@@ -160,6 +160,13 @@ func TestShadowReports(tt *testing.T) {
 			t.wantCount(1, `SELECT count(*) FROM device_state WHERE desired_state = '{"keep": 1}' AND last_seen_at = $1`, noon)
 		}
 	}
+	// In an adopted table the version may be missing.
+	t.exec(`TRUNCATE device_state, crossfade_ledger; ALTER TABLE device_state ALTER COLUMN reported_version DROP NOT NULL;
+		INSERT INTO device_state (tenant_id, device_id, reported_version) VALUES ('t1', 'd1', NULL)`)
+	t.commit(report(nil, 1))
+	if got := t.row("reported_state ->> 'n', reported_version", "device_state"); got != "1 | 0" {
+		t.Errorf("after no version at all: %s", got)
+	}
 	t.exec(`TRUNCATE device_state, crossfade_ledger`)
 	t.commit(shadow("d1", `{"reported":{},"version":9223372036854774784}`), shadow("d2", `{"reported":{"x":[1.50,"é\n"]},"version":1}`),
 		entryOf(copyOf("tenant/t2/device/d1/shadow/reported", `{"reported":{"t":2}}`, noon)))

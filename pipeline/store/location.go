@@ -17,8 +17,8 @@ import (
 const locationPinned = `coalesce(lower(r.location_source), '') NOT IN ('', 'auto', 'device', 'gps', 'payload', 'telemetry')`
 
 // updatePlaces moves locations forward: crossfade_located_at, which upsertState has
-// moved just before, tells when the newest one was true. Where the registry has none
-// any will do. A location that is the same is not written.
+// moved just before, tells when the newest one was true. A location that is the same is
+// not written.
 var updatePlaces = fmt.Sprintf(`
 UPDATE device_registry AS r
    SET latitude = u.lat, longitude = u.lng, location_source = 'auto'
@@ -26,7 +26,7 @@ UPDATE device_registry AS r
   JOIN device_state AS s ON s.tenant_id = u.t AND s.device_id = u.d
  WHERE r.tenant_id = u.t AND r.device_id = u.d
    AND NOT (%s)
-   AND (%s >= s.crossfade_located_at OR r.latitude IS NULL OR r.longitude IS NULL)
+   AND %s >= s.crossfade_located_at
    AND (r.latitude::float8 IS DISTINCT FROM u.lat OR r.longitude::float8 IS DISTINCT FROM u.lng)`,
 	locationPinned, believed("u.at"))
 

@@ -70,6 +70,25 @@ func TestAdoptedTablesKeepTheirShape(tt *testing.T) {
 	})
 }
 
+// TestPartitionsAnywhere: days are UTC's, whatever the server's time zone and date style.
+func TestPartitionsAnywhere(tt *testing.T) {
+	t := newPartitionTest(tt, `DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET timezone = ''Asia/Kolkata''', current_database());
+		EXECUTE format('ALTER DATABASE %I SET datestyle = ''SQL, DMY''', current_database()); END $$`)
+	p := t.partitions(func(o *store.PartitionOptions) { o.TelemetryRetention = 24 * time.Hour })
+	for range 2 {
+		t.must(p.Ensure(t.Context(), noon))
+		t.must(p.Prune(t.Context(), noon))
+	}
+	want := []string{"telemetry_20261122", "telemetry_20261123", "telemetry_20261124", "telemetry_20261125", "telemetry_20261126", "telemetry_default"}
+	if got := t.children("telemetry"); !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	t.exec(`INSERT INTO telemetry VALUES ('2026-11-24 00:00Z', 't1', 'd1', 's1', 'telemetry', 1, '{}'), ('2026-11-23 23:59:59.999999Z', 't1', 'd1', 's1', 'telemetry', 2, '{}')`)
+	if got := t.strings(`SELECT tableoid::regclass::text FROM telemetry ORDER BY seq`); !slices.Equal(got, []string{"telemetry_20261124", "telemetry_20261123"}) {
+		t.Errorf("midnight is in %v", got)
+	}
+}
+
 // TestOnePartitionsTroubleIsItsOwn: a partition that cannot be made, or dropped, is
 // named, and keeps no other from its turn.
 func TestOnePartitionsTroubleIsItsOwn(tt *testing.T) {

@@ -106,6 +106,41 @@ func TestEffectsOnce(tt *testing.T) {
 	if got := t.row("last_value, latitude", "device_sensors, device_registry"); got != "1 | 1" {
 		t.Errorf("got %s", got)
 	}
+	registry := t.row("ctid", "device_registry")
+	t.wantFresh("newer, at the same place", 1, at(6, 1))
+	if after := t.row("ctid", "device_registry"); after != registry {
+		t.Errorf("a place that is the same was written")
+	}
+}
+
+// TestEffectsAreSetBased: a batch takes as many statements for a hundred devices as for one.
+func TestEffectsAreSetBased(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`CREATE SEQUENCE statements START 1000;
+		CREATE FUNCTION count_statement() RETURNS trigger LANGUAGE plpgsql SET search_path FROM CURRENT AS $$ BEGIN PERFORM nextval('statements'); RETURN NULL; END $$`)
+	for _, table := range []string{"telemetry", "device_state", "device_sensors", "device_registry", "device_commands", "crossfade_downlink", "quarantine_events", "quarantine_counters_minute"} {
+		t.exec(`CREATE TRIGGER count_statement AFTER INSERT OR UPDATE ON ` + table + ` FOR EACH STATEMENT EXECUTE FUNCTION count_statement()`)
+	}
+	statements := func(devices int) int {
+		t.exec(`TRUNCATE telemetry, device_state, device_sensors, device_registry, crossfade_ledger`)
+		t.exec(`INSERT INTO device_registry (tenant_id, device_id) SELECT 't1', 'd' || n FROM generate_series(1, $1) AS n`, devices)
+		var batch []store.Entry
+		for d := range devices {
+			d := fmt.Sprintf("d%d", d+1)
+			for n := range 3 {
+				batch = append(batch, news(d, "telemetry", n, fmt.Sprintf(`,"metrics":{"a":%d,"b":1,"c%d":2},"lat":%d,"lng":1`, n, n, n)),
+					shadow(d, fmt.Sprintf(`{"reported":{},"version":%d}`, n)), ack(d, fmt.Sprintf(`{"command_id":"c%d"}`, n)), refuse(news(d, "telemetry", 100+n, ""), pipeline.TokenInvalid))
+			}
+		}
+		before := t.count(`SELECT last_value FROM statements`)
+		if fresh := t.commit(batch...); fresh != len(batch) {
+			t.Fatalf("%d of %d took effect", fresh, len(batch))
+		}
+		return t.count(`SELECT last_value FROM statements`) - before
+	}
+	if one, many := statements(1), statements(100); one != many || one < 8 {
+		t.Errorf("%d statements for one device, %d for a hundred", one, many)
+	}
 }
 
 // TestEffectsRace: eight instances with overlapping batches of the same devices in
