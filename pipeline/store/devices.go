@@ -13,17 +13,19 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
-// upsertShadows sorts its rows, so that transactions lock devices in one order.
+// upsertShadows sorts its rows, so that transactions lock devices in one order. A device
+// without a row is one with version 0, whether another message of the batch has made the
+// row or not: a negative version changes nothing.
 const upsertShadows = `
 INSERT INTO device_state (tenant_id, device_id, site_id, reported_state, reported_version, shadow_updated_at)
-SELECT t, d, s, r::jsonb, v, now()
+SELECT t, d, s, CASE WHEN v < 0 THEN '{}' ELSE r::jsonb END, greatest(v, 0), CASE WHEN v >= 0 THEN now() END
   FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::int8[]) AS u(t, d, s, r, v)
  ORDER BY t COLLATE "C", d COLLATE "C"
     ON CONFLICT (tenant_id, device_id) DO UPDATE
    SET reported_state = EXCLUDED.reported_state,
        reported_version = EXCLUDED.reported_version,
        shadow_updated_at = EXCLUDED.shadow_updated_at
- WHERE EXCLUDED.reported_version >= coalesce(device_state.reported_version, 0)`
+ WHERE EXCLUDED.shadow_updated_at IS NOT NULL AND EXCLUDED.reported_version >= coalesce(device_state.reported_version, 0)`
 
 // writeShadows replaces reported states. Of several reports by one device in a
 // batch the one with the highest version counts, of equal versions the last.

@@ -144,6 +144,9 @@ func TestShadowReports(tt *testing.T) {
 		{"equal versions: the last", "", [][]store.Entry{{report(5, 1), report(5, 2)}, {report(5, 3)}}, "3 | 5"},
 		{"equal versions in a batch: the last to arrive", "", [][]store.Entry{{report(5, 9), report(5, 1), report(5, 5)}}, "5 | 5"},
 		{"a copy that is not fresh changes nothing", "", [][]store.Entry{{report(5, 1)}, {report(5, 2)}, {report(5, 1)}}, "2 | 5"},
+		{"negative", "", [][]store.Entry{{report(-1921, 1)}}, "- | 0"},
+		{"negative, beside telemetry", "", [][]store.Entry{{news("d1", "telemetry", 1, ""), report(-1921, 1)}}, "- | 0"},
+		{"negative, after none", "0", [][]store.Entry{{report(-1921, 1)}}, "- | 0"},
 		{"refused", "3", [][]store.Entry{{refuse(report(9, 1), pipeline.ShadowInvalid)}}, "- | 3"},
 	} {
 		t.exec(`TRUNCATE device_state, crossfade_ledger`)
@@ -167,7 +170,7 @@ func TestShadowReports(tt *testing.T) {
 	if got := t.row("reported_state ->> 'n', reported_version", "device_state"); got != "1 | 0" {
 		t.Errorf("after no version at all: %s", got)
 	}
-	t.exec(`TRUNCATE device_state, crossfade_ledger`)
+	t.exec(`TRUNCATE device_state, telemetry, crossfade_ledger`)
 	t.commit(shadow("d1", `{"reported":{},"version":9223372036854774784}`), shadow("d2", `{"reported":{"x":[1.50,"é\n"]},"version":1}`),
 		entryOf(copyOf("tenant/t2/device/d1/shadow/reported", `{"reported":{"t":2}}`, noon)))
 	want := "t1 | d1 | s1 | {} | 9223372036854774784 | true\nt1 | d2 | s1 | {\"x\": [1.5, \"é\\n\"]} | 1 | true\nt2 | d1 | s1 | {\"t\": 2} | 0 | true"
