@@ -283,10 +283,14 @@ func (p *Partitions) ensure(ctx context.Context, conn *pgx.Conn, now time.Time) 
 // returned, does not keep the others from being made; a busy table is left for later.
 func (p *Partitions) complete(ctx context.Context, conn *pgx.Conn, t *partitioned, m maintained) (made int, first error) {
 	if t.defaultIdent == "" {
-		if first = p.createDefault(ctx, conn, t); first != nil {
-			return 0, first
+		switch err := p.createDefault(ctx, conn, t); {
+		case err == nil:
+			made++
+		case lockTrouble(err) || ctx.Err() != nil:
+			return made, err
+		default: // without the days' partitions nothing could be written at all
+			first = err
 		}
-		made++
 	}
 	for _, s := range t.missing(m.from, m.to, m.width) {
 		switch err := p.create(ctx, conn, t, s, m.with); {

@@ -55,6 +55,18 @@ func TestAdoptedTablesKeepTheirShape(tt *testing.T) {
 			t.Errorf("got %v, want %v", got, want)
 		}
 	})
+	tt.Run("whose default cannot be made", func(tt *testing.T) {
+		t := newPartitionTest(tt, `
+			CREATE TABLE telemetry (time timestamptz NOT NULL, tenant_id text NOT NULL, device_id text NOT NULL) PARTITION BY RANGE (time);
+			CREATE TABLE telemetry_default PARTITION OF telemetry FOR VALUES FROM ('2020-01-01Z') TO ('2026-11-24Z')`)
+		if err := t.partitions(nil).Ensure(t.Context(), noon); err == nil || !strings.Contains(err.Error(), "telemetry_default") {
+			t.Errorf("got %v, want one that names the default partition", err)
+		}
+		want := []string{"telemetry_20261124", "telemetry_20261125", "telemetry_20261126", "telemetry_default"}
+		if got := t.children("telemetry"); !slices.Equal(got, want) {
+			t.Errorf("got %v, want %v", got, want)
+		}
+	})
 	tt.Run("another width", func(tt *testing.T) {
 		t := newPartitionTest(tt, "")
 		t.must(t.partitions(nil).Ensure(t.Context(), noon))
