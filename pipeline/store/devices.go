@@ -131,13 +131,13 @@ const maxMetricKey = 128
 func keyMap(texts []string) map[string]string {
 	var merged map[string]string
 	for _, text := range texts {
-		var names map[string]any
+		var names map[string]json.RawMessage // of any value: jsonb holds numbers that no float64 does
 		if json.Unmarshal([]byte(text), &names) != nil {
 			continue
 		}
 		for key, value := range names {
-			name, _ := value.(string)
-			if name == "" || utf8.RuneCountInString(name) > maxMetricKey || strings.ContainsFunc(name, unicode.IsControl) {
+			var name string
+			if json.Unmarshal(value, &name) != nil || name == "" || utf8.RuneCountInString(name) > maxMetricKey || strings.ContainsFunc(name, unicode.IsControl) {
 				continue
 			}
 			if merged == nil {

@@ -76,11 +76,11 @@ func TestKeyMapsOfOtherTypes(tt *testing.T) {
 		ALTER TABLE device_modules ALTER metric_key_map DROP DEFAULT, ALTER metric_key_map TYPE text, ALTER metric_key_map DROP NOT NULL;
 		INSERT INTO device_modules (tenant_id, device_id, metric_key_map) VALUES ('t1', 'd1', '{"a":"\u0000", "b": "c"}'), ('t1', 'd1', '{"d": "e", "f": {"g": "h"}}'),
 			('t1', 'd1', ''), ('t1', 'd1', 'rubbish'), ('t1', 'd1', '{"h": "i"'), ('t1', 'd1', '"j"'), ('t1', 'd1', 'null'), ('t1', 'd1', NULL),
-			('t1', 'd1', '{"k": "' || repeat('l', 64 * 1024) || '", "m": "n"}')`)
+			('t1', 'd1', '{"k": "' || repeat('l', 64 * 1024) || '", "m": "n"}'), ('t1', 'd1', '{"o": "p", "q": 1e400, "r": null}')`)
 	key := pipeline.DeviceKey{Tenant: "t1", Device: "d1"}
 	got, err := t.Devices(t.Context(), []pipeline.DeviceKey{key})
 	t.must(err)
-	if want := map[string]string{"b": "c", "d": "e"}; !reflect.DeepEqual(got[key].KeyMap, want) {
+	if want := map[string]string{"b": "c", "d": "e", "o": "p"}; !reflect.DeepEqual(got[key].KeyMap, want) {
 		t.Errorf("got %v, want %v", got[key].KeyMap, want)
 	}
 }
