@@ -20,8 +20,8 @@ import (
 const maxIndexed = 256
 
 // bareText and bareType bound, in bytes, the texts of a bare quarantine row: what
-// the columns of the predecessor's tables hold. Such a row has no payload either;
-// the raw bytes have it.
+// the columns of the predecessor's tables hold. Such a row has no payload and no user
+// name either: the raw bytes have the one, and part of the other would name somebody else.
 const (
 	bareText = 64
 	bareType = 32
@@ -71,7 +71,7 @@ func insertQuarantined(ctx context.Context, tx pgx.Tx, entries []*Entry, counts 
 	topics, tenants, sites, devices := make([]*string, n), make([]*string, n), make([]*string, n), make([]*string, n)
 	types, payloads, raws := make([]*string, n), make([]*string, n), make([][]byte, n)
 	reasons, details := make([]string, n), make([]string, n)
-	usernames, origins := make([]string, n), make([]int16, n)
+	usernames, origins := make([]*string, n), make([]int16, n)
 	for i, e := range entries {
 		m := e.Msg
 		site, _ := m.Fields.SiteID.Text()
@@ -80,14 +80,14 @@ func insertQuarantined(ctx context.Context, tx pgx.Tx, entries []*Entry, counts 
 			topic, text, msgType = maxIndexed, bareText, bareType
 		} else {
 			payloads[i] = storablePayload(m)
+			if usernames[i] = clean(m.Username, pipeline.MaxTopic); usernames[i] == nil {
+				usernames[i] = new(string) // nobody, which is known
+			}
 		}
 		times[i], paths[i], ids[i] = m.Time, int16(m.Delivery.Path), m.ID
 		topics[i], tenants[i], sites[i] = clean(m.RawTopic, topic), clean(m.Tenant, text), clean(site, text)
 		devices[i], types[i] = clean(m.Device, text), clean(m.MsgType, msgType)
 		raws[i], reasons[i], details[i] = m.Delivery.Body, string(e.Reason), e.Detail
-		if name := clean(m.Username, pipeline.MaxTopic); name != nil {
-			usernames[i] = *name
-		}
 		origins[i] = int16(m.Delivery.Origin)
 		if raws[i] == nil {
 			raws[i] = []byte{} // an empty body, not an unknown one

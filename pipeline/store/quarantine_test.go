@@ -104,16 +104,18 @@ func TestQuarantineInPredecessorsTables(tt *testing.T) {
 	}
 	url := devstack.TestDatabase(tt)
 	schemaExec(tt, schemaConn(tt, url), string(predecessor))
+	schemaExec(tt, schemaConn(tt, url), `ALTER TABLE quarantine_events ADD COLUMN username varchar(16)`)
 	migrate(tt, url)
 	t := openStoreTest(tt, url)
 	name := strings.Repeat("ü", 100)
 	e := refuse(entryOf(copyOf("tenant/"+name+"/device/"+name+"/"+name, `{"seq":1,"site_id":"`+name+`"}`, noon)), pipeline.UnregisteredDevice)
+	e.Msg.Username = name
 	if err := t.Commit(t.Context(), []store.Entry{e}); !errors.Is(err, store.ErrData) {
 		t.Fatalf("the full row: %v, want ErrData", err)
 	}
 	e.Bare = true
 	t.wantFresh("the bare row", 1, e)
-	t.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE raw = $1 AND reason = 'UNREGISTERED_DEVICE' AND payload IS NULL`, e.Msg.Delivery.Body)
+	t.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE raw = $1 AND reason = 'UNREGISTERED_DEVICE' AND payload IS NULL AND username IS NULL`, e.Msg.Delivery.Body)
 	if cut := t.strings(`SELECT tenant_id FROM quarantine_counters_minute`)[0]; !strings.HasPrefix(name, cut) || !utf8.ValidString(cut) {
 		t.Errorf("counted under %q", cut)
 	}
