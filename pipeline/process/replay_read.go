@@ -15,8 +15,8 @@ func (occurrence) Ack() error            { return nil }
 func (occurrence) Release() error        { return nil }
 func (o occurrence) Occurred() time.Time { return time.Time(o) }
 
-// deliveryOf makes the copy that a row was written for, as far as decoding it needs:
-// and authenticating it go: the same bytes, topic, tenant and sender. why says why that
+// deliveryOf makes the copy that a row was written for, as far as decoding and
+// authenticating it go: the same bytes, topic, tenant and sender. why says why that
 // can't be done.
 func deliveryOf(row *store.Quarantined) (d pipeline.Delivery, why string) {
 	d = pipeline.Delivery{Path: row.Path, Topic: row.Topic, Origin: row.Origin, Body: row.Raw, Receipt: occurrence(occurredOf(row))}
