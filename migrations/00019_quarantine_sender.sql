@@ -10,9 +10,19 @@
 
 -- +goose Up
 
-ALTER TABLE quarantine_events
-  ADD COLUMN IF NOT EXISTS username text,     -- '' for none, NULL where it was not kept
-  ADD COLUMN IF NOT EXISTS origin   smallint; -- 0 a producer, 1 HTTP, NULL where it was not kept
+-- Asked first: only the owner may alter the table, even where nothing is to be done.
+-- +goose StatementBegin
+DO $$
+BEGIN
+  IF 2 > (SELECT count(*) FROM pg_attribute
+           WHERE attrelid = to_regclass('quarantine_events') AND attname IN ('username', 'origin') AND NOT attisdropped) THEN
+    ALTER TABLE quarantine_events
+      ADD COLUMN IF NOT EXISTS username text,     -- '' for none, NULL where it was not kept
+      ADD COLUMN IF NOT EXISTS origin   smallint; -- 0 a producer, 1 HTTP, NULL where it was not kept
+  END IF;
+END
+$$;
+-- +goose StatementEnd
 
 -- +goose Down
 

@@ -289,6 +289,27 @@ func TestOursAloneSaysWhoIsCutOff(t *testing.T) {
 	}
 }
 
+// TestAnothersTable: an adopted table that lacks nothing is not altered, which only its
+// owner might.
+func TestAnothersTable(t *testing.T) {
+	database := devstack.TestDatabase(t)
+	admin := connect(t, database)
+	owner := role(t, admin, "")
+	exec(t, admin, `GRANT CREATE, USAGE ON SCHEMA public TO `+owner)
+	exec(t, admin, `CREATE TABLE quarantine_events (id bigint, ingested_at timestamptz NOT NULL DEFAULT now(), event_ts timestamptz, topic text, tenant_id text, site_id text,
+		device_id text, msg_type text, reason text NOT NULL, payload jsonb, path smallint, message_id uuid, raw bytea, detail text, username text, origin smallint)`)
+	u, err := url.Parse(database)
+	if err != nil {
+		t.Fatal(err)
+	}
+	query := u.Query()
+	query.Set("role", owner)
+	u.RawQuery = query.Encode()
+	if _, err := migrations.Apply(t.Context(), u.String(), nil); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestOwnerWithoutRights: a role without any special right, who owns the tables,
 // migrates and reads and writes for every tenant. It may not make roles, and is
 // told who must be made. On a server of its own: roles belong to the server.
