@@ -119,8 +119,8 @@ var updatedTables = []tableSpec{
 }
 
 // readTables are tables that ingest only reads, and of which it must see every
-// row: a plan or route that row security hides would be one that is not there.
-var readTables = []string{"subscriptions", "device_certificates", "device_modules", "message_routes"}
+// row: a plan, route or limit that row security hides would be one that is not there.
+var readTables = []string{"subscriptions", "device_tiers", "device_certificates", "device_modules", "message_routes", "app_settings"}
 
 // VerifySchema checks, before ingest starts, that the database has every table
 // and column that ingest writes, of types it can write; that nothing else in
@@ -194,8 +194,8 @@ func (s tableSpec) verify(have *catalogTable, inserts bool) []SchemaProblem {
 	if have.rowSecurity {
 		problems = append(problems, s.rowSecurityProblem("a role that writes for all tenants"))
 	}
-	if (inserts && !have.mayInsert) || (!inserts && !have.mayUpdate) {
-		problems = append(problems, SchemaProblem{s.name, "no privilege to write", "SELECT, INSERT, UPDATE", "GRANT SELECT, INSERT, UPDATE, DELETE ON " + s.name + " TO this role"})
+	if inserts && !have.mayInsert || !inserts && !(have.mayUpdate && have.mayRead) {
+		problems = append(problems, SchemaProblem{s.name, "no privilege to read and write", "SELECT, INSERT, UPDATE", "GRANT SELECT, INSERT, UPDATE, DELETE ON " + s.name + " TO this role"})
 	}
 	return problems
 }
