@@ -134,11 +134,13 @@ func (l *listener) session(ctx context.Context) error {
 		defer cancel()
 		_ = conn.Close(closing) // nothing to be done about a connection that is given up
 	}()
-	if err := l.subscribe(ctx, conn); err != nil {
+	silent, err := l.subscribe(ctx, conn)
+	if err != nil {
 		return translate("listen for changes", err)
 	}
 	l.listening = true
 	l.note(nil)
+	l.tellSilent(silent)
 	l.heard(Change{Kind: ChangeListening})
 	l.heard(Change{Kind: ChangeEverything})
 	for {
@@ -157,29 +159,34 @@ func (l *listener) connect(ctx context.Context) (*pgx.Conn, error) {
 // subscribe returns once notifications are known to come. Behind a connection
 // pooler that shares sessions LISTEN succeeds, and nothing ever comes of it: so a
 // word to ourselves has to. It goes by another connection, for such a pooler does
-// hand on what comes together with the answer to a statement.
-func (l *listener) subscribe(ctx context.Context, conn *pgx.Conn) error {
+// hand on what comes together with the answer to a statement. It also returns the tables
+// of which not all is notified.
+func (l *listener) subscribe(ctx context.Context, conn *pgx.Conn) ([]silentTable, error) {
 	ctx, cancel := context.WithTimeout(ctx, l.Patience)
 	defer cancel()
+	silent, err := silentTables(ctx, conn)
+	if err != nil {
+		return nil, err
+	}
 	word := fmt.Sprintf("crossfade_changes_%d_%016x", conn.PgConn().PID(), rand.Uint64())
 	for _, channel := range []string{changesChannel, word} {
 		if _, err := conn.Exec(ctx, "LISTEN "+channel); err != nil {
-			return err
+			return nil, err
 		}
 	}
 	if _, err := l.store.pool.Exec(ctx, "NOTIFY "+word); err != nil {
-		return fmt.Errorf("try it out: %w", err)
+		return nil, fmt.Errorf("try it out: %w", err)
 	}
 	for {
 		n, err := conn.WaitForNotification(ctx)
 		switch {
 		case err != nil && ctx.Err() != nil:
-			return fmt.Errorf("nothing that is notified comes: a connection pooler in between has to share connections by session, not by transaction: %w", err)
+			return nil, fmt.Errorf("nothing that is notified comes: a connection pooler in between has to share connections by session, not by transaction: %w", err)
 		case err != nil:
-			return err
+			return nil, err
 		case n.Channel == word: // all others are covered by ChangeEverything
 			_, err := conn.Exec(ctx, "UNLISTEN "+word)
-			return err
+			return silent, err
 		}
 	}
 }

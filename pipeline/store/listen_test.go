@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
 	"net/url"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -51,7 +53,7 @@ func listen(t *testing.T, url string) *ear {
 	t.Cleanup(s.Close)
 	e := &ear{t, make(chan store.Change, 100), new(lockedBuffer)}
 	o := store.ListenOptions{Beat: 50 * time.Millisecond, Patience: 500 * time.Millisecond, RetryMin: time.Millisecond, RetryMax: 50 * time.Millisecond,
-		Logger: slog.New(slog.NewTextHandler(e.log, nil))}
+		Logger: slog.New(slog.NewJSONHandler(e.log, nil))}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- s.Listen(ctx, o, func(c store.Change) { e.changes <- c }) }()
@@ -133,6 +135,54 @@ func TestWhatIsHeardCanBeRead(tt *testing.T) {
 	}
 }
 
+// TestListenToSilentTables: a table that was replaced, and triggers that were dropped
+// or disabled, are named when listening begins, and what is said to mend them does.
+func TestListenToSilentTables(tt *testing.T) {
+	t := newStoreTest(tt)
+	warned := func() (tables, remedies []string) {
+		e := listen(tt, t.url)
+		e.want(begins, all)
+		for line := range strings.Lines(e.log.String()) {
+			var w struct{ Level, Table, Remedy string }
+			t.must(json.Unmarshal([]byte(line), &w))
+			_, statements, _ := strings.Cut(w.Remedy, "run: ")
+			tables, remedies = append(tables, w.Table), append(remedies, statements)
+		}
+		return tables, remedies
+	}
+	t.exec(`ALTER TABLE subscriptions ENABLE ALWAYS TRIGGER crossfade_changes_update`)
+	if tables, _ := warned(); len(tables) != 0 {
+		t.Errorf("%q are said to be silent", tables)
+	}
+	t.exec(`ALTER TABLE subscriptions ENABLE TRIGGER crossfade_changes_update`)
+	const definitions = `SELECT string_agg(pg_get_triggerdef(oid) || tgenabled::text, E'\n' ORDER BY tgrelid::regclass::text, tgname) FROM pg_trigger WHERE tgname LIKE 'crossfade_changes%'`
+	var before, after string
+	t.must(t.pool.QueryRow(t.Context(), definitions).Scan(&before))
+	t.exec(`ALTER TABLE device_registry DISABLE TRIGGER USER;
+		DROP TRIGGER crossfade_changes_delete ON device_certificates;
+		ALTER TABLE device_modules ENABLE REPLICA TRIGGER crossfade_changes_update;
+		ALTER TABLE app_settings DISABLE TRIGGER crossfade_changes;
+		DROP TRIGGER crossfade_changes ON device_tiers;
+		ALTER TABLE message_routes RENAME TO old_routes; CREATE TABLE message_routes (LIKE old_routes INCLUDING ALL); DROP TABLE old_routes`)
+	tables, remedies := warned()
+	if want := []string{"device_registry", "device_certificates", "device_modules", "message_routes", "device_tiers", "app_settings"}; !slices.Equal(tables, want) {
+		t.Fatalf("%q are said to be silent, want %q", tables, want)
+	}
+	t.exec(strings.Join(remedies, "; "))
+	t.must(t.pool.QueryRow(t.Context(), definitions).Scan(&after))
+	if tables, _ := warned(); len(tables) != 0 || after != before {
+		t.Errorf("when mended %q are said to be silent, and the triggers are\n%s\nwant\n%s", tables, after, before)
+	}
+	t.exec(`DO $$ DECLARE s text; BEGIN
+		FOR s IN SELECT format('DROP TRIGGER %I ON %s', tgname, tgrelid::regclass) FROM pg_trigger WHERE tgname LIKE 'crossfade_changes%' LOOP EXECUTE s; END LOOP; END $$`)
+	_, remedies = warned()
+	t.exec(strings.Join(remedies, "; "))
+	t.must(t.pool.QueryRow(t.Context(), definitions).Scan(&after))
+	if len(remedies) != 7 || after != before {
+		t.Errorf("%d tables are said to be silent, and made again the triggers are\n%s\nwant\n%s", len(remedies), after, before)
+	}
+}
+
 // TestListenAgain: a connection that is lost is said to be, made again, and then
 // anything may have changed.
 func TestListenAgain(tt *testing.T) {
@@ -162,7 +212,7 @@ func TestListenAgain(tt *testing.T) {
 	e.want(deaf, begins, all)
 	schemaExec(tt, conn, `INSERT INTO app_settings VALUES ('k', 'v')`)
 	e.want(store.Change{Kind: store.ChangeSettings})
-	if log := e.log.String(); strings.Count(log, "level=WARN") != 3 || strings.Count(log, "level=INFO") != 3 {
+	if log := e.log.String(); strings.Count(log, `"level":"WARN"`) != 3 || strings.Count(log, `"level":"INFO"`) != 3 {
 		tt.Errorf("not one warning and one relief each:\n%s", log)
 	}
 }
