@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -146,6 +147,42 @@ func TestUnreadableEntry(t *testing.T) {
 	r.until("health is well", func() bool { return r.Health() == nil })
 	r.wantCount(200, `SELECT count(*) FROM telemetry`)
 	r.wantCount(2, `SELECT count(*) FROM (SELECT FROM telemetry WHERE device_id IN ('n13', 'n50') GROUP BY device_id HAVING array_agg(seq ORDER BY ctid) = array_agg(seq ORDER BY seq)) AS ordered`)
+}
+
+// TestLockedRegistry: while somebody alters the table, devices that are in the cache go
+// on after one look-up as patient as usual and one brief one, however many others wait.
+func TestLockedRegistry(t *testing.T) {
+	const others = 64
+	var asked overheard
+	r := newRigVia(t, database(t)+"&default_query_exec_mode=describe_exec", asked.dial, func(o *process.Options) {
+		o.Workers, o.BatchSize, o.Linger, o.RegistryTTL = 1, others+1, time.Second, time.Hour
+	})
+	r.Listening(true)
+	r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) SELECT 't' || n, 'n', 's1' FROM generate_series(1, $1::int) AS n`, others)
+	r.mqtt(good(1))
+	r.drain() // and d1 is in the cache
+	asked.devices.Store(0)
+	tx, err := r.db.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := tx.Exec(t.Context(), `LOCK TABLE device_registry IN ACCESS EXCLUSIVE MODE`); err != nil {
+		t.Fatal(err)
+	}
+	var before atomic.Int32
+	for n := range others {
+		r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: fmt.Sprintf("tenant/t%d/device/n/telemetry", n+1), Body: []byte(good(2))}, nil)
+	}
+	r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(good(2))}, func([]byte) { before.Store(asked.devices.Load()) })
+	r.until("the device in the cache goes on", func() bool { return r.acked.Load() == 2 })
+	if n := before.Load(); n != 2 {
+		t.Errorf("it did after %d look-ups, want 2", n)
+	}
+	if err := tx.Commit(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	r.drain()
+	r.wantCount(others+2, `SELECT count(*) FROM telemetry`)
 }
 
 // TestLockedForShutdown: what is set aside when the Processor ends is given back.

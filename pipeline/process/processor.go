@@ -150,6 +150,9 @@ func New(s *store.Store, o Options) (*Processor, error) {
 		seed:     maphash.MakeSeed(),
 	}
 	p.current.Store(&o.Settings)
+	p.registry.find = func(ctx context.Context, keys []pipeline.DeviceKey) (map[pipeline.DeviceKey]pipeline.Device, error) {
+		return p.patient().Devices(ctx, keys)
+	}
 	if o.AutoProvision {
 		p.registry.provision = func(ctx context.Context, devices []store.NewDevice) ([]pipeline.DeviceKey, error, error) {
 			return p.patient().Provision(ctx, devices)

@@ -94,6 +94,16 @@ func (w wanted) add(m *pipeline.Message) {
 	w[key] = e
 }
 
+// provision tells whether a device may have to be provisioned.
+func (w wanted) provision() bool {
+	for _, e := range w {
+		if e.site != "" {
+			return true
+		}
+	}
+	return false
+}
+
 // halves splits w between two tenants, or where that cannot be between two devices
 // if apart is set. The first half is empty where there is nothing to split.
 func (w wanted) halves(apart bool) (first, second wanted) {

@@ -192,7 +192,8 @@ func (b *batch) lookup(ctx context.Context) error {
 	return nil
 }
 
-// lookupPart halves what is stuck, by tenants where it is locked.
+// lookupPart halves what is stuck, by tenants where it is locked. Where nothing is to
+// be provisioned a lock is one on a whole table, and stands before every half.
 func (b *batch) lookupPart(ctx context.Context, devices wanted) error {
 	if len(devices) == 0 {
 		return nil
@@ -201,8 +202,9 @@ func (b *batch) lookupPart(ctx context.Context, devices wanted) error {
 	if stuck == nil {
 		return err
 	}
-	first, second := devices.halves(!errors.Is(stuck, store.ErrLocked))
-	if len(first) == 0 || b.locked > maxLocked {
+	locked := errors.Is(stuck, store.ErrLocked)
+	first, second := devices.halves(!locked)
+	if len(first) == 0 || b.locked > maxLocked || locked && !devices.provision() {
 		for k := range devices {
 			b.block(k, stuck)
 		}

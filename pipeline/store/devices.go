@@ -92,7 +92,16 @@ func (s *Store) Devices(ctx context.Context, keys []pipeline.DeviceKey) (map[pip
 	if len(tenants) == 0 {
 		return found, nil
 	}
-	rows, err := s.pool.Query(ctx, findDevices, tenants, devices, pipeline.DefaultSensorLimit, maxKeyMap)
+	query := s.pool.Query
+	if s.beginQuery != "" {
+		tx, err := s.begin(ctx)
+		if err != nil {
+			return nil, translate("look up devices", err)
+		}
+		defer rollback(tx)
+		query = tx.Query
+	}
+	rows, err := query(ctx, findDevices, tenants, devices, pipeline.DefaultSensorLimit, maxKeyMap)
 	if err != nil {
 		return nil, translate("look up devices", err)
 	}

@@ -1,6 +1,8 @@
 package store_test
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"reflect"
 	"strings"
@@ -202,4 +204,25 @@ func TestShadowRace(tt *testing.T) {
 	wg.Wait()
 	t.wantCount(5, `SELECT count(*) FROM device_state WHERE reported_version = 80 AND reported_state = '{"n": 80}'`)
 	t.wantCount(5, `SELECT count(*) FROM device_state`)
+}
+
+// TestDevicesOfALockedTable: a store that waits briefly does so for look-ups too.
+func TestDevicesOfALockedTable(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd1', 's1')`)
+	tx, err := t.pool.Begin(t.Context())
+	t.must(err)
+	_, err = tx.Exec(t.Context(), `LOCK TABLE device_registry IN ACCESS EXCLUSIVE MODE`)
+	t.must(err)
+	ctx, cancel := context.WithTimeout(t.Context(), 8*time.Second) // the others wait for 10 s
+	defer cancel()
+	keys := []pipeline.DeviceKey{{Tenant: "t1", Device: "d1"}}
+	brief := t.Waiting(10 * time.Millisecond)
+	if _, err := brief.Devices(ctx, keys); !errors.Is(err, store.ErrLocked) {
+		t.Errorf("while it is locked: %v", err)
+	}
+	t.must(tx.Rollback(t.Context()))
+	if found, err := brief.Devices(t.Context(), keys); err != nil || found[keys[0]].Site != "s1" {
+		t.Errorf("afterwards: %v, %v", found, err)
+	}
 }

@@ -39,14 +39,15 @@ func DefaultConfig(url string) Config {
 // Store is safe for concurrent use.
 type Store struct {
 	pool *pgxpool.Pool
-	// beginQuery begins the transactions that write messages and devices; "" is BEGIN.
+	// beginQuery begins the transactions that write messages and devices, and those in
+	// which devices are looked up; "" is BEGIN, and none for a look-up.
 	beginQuery string
 	responses  bool // Config.Responses
 }
 
-// Waiting returns the same store, on the same connections, in which Commit and
-// Provision wait no longer than d for a lock (1ms and up), and then fail with
-// ErrLocked. It need not be closed.
+// Waiting returns the same store, on the same connections, in which Commit,
+// Provision and Devices wait no longer than d for a lock (1ms and up), and then fail
+// with ErrLocked. It need not be closed.
 func (s *Store) Waiting(d time.Duration) *Store {
 	return &Store{pool: s.pool, responses: s.responses, beginQuery: "BEGIN; SET LOCAL lock_timeout = " + millis(d)}
 }
