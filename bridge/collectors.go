@@ -15,6 +15,7 @@ var (
 	descInHand   = prometheus.NewDesc("crossfade_source_in_hand", "Copies delivered and not settled.", []string{"source", "part"}, nil)
 	descRestarts = prometheus.NewDesc("crossfade_source_connects_total", "Connections made (MQTT), or times that pulling had to start over (JetStream).", []string{"source", "part"}, nil)
 	descExtended = prometheus.NewDesc("crossfade_jetstream_extensions_total", "Acknowledgement deadlines extended for messages in hand.", []string{"part"}, nil)
+	descGivenUp  = prometheus.NewDesc("crossfade_jetstream_given_up_total", "Messages of which this instance heard that JetStream gave them up after max_deliver deliveries: taken in all the same, or lost to this instance.", []string{"part", "result"}, nil)
 	descMirrored = prometheus.NewDesc("crossfade_mirror_total", "MQTT messages by what the mirror did with them.", []string{"result"}, nil)
 	descUnsent   = prometheus.NewDesc("crossfade_mirror_waiting", "MQTT messages that JetStream has not confirmed yet.", nil, nil)
 )
@@ -52,6 +53,9 @@ func (c jetstreamCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range c.source().Stats() {
 		sourceMetrics(ch, "jetstream", s.Consumer, s.Received, s.Acked, s.Released, s.FetchErrors, float64(s.InHand))
 		ch <- prometheus.MustNewConstMetric(descExtended, prometheus.CounterValue, float64(s.Extensions), s.Consumer)
+		for result, n := range map[string]uint64{"taken": s.GivenUpTaken, "lost": s.GivenUpLost} {
+			ch <- prometheus.MustNewConstMetric(descGivenUp, prometheus.CounterValue, float64(n), s.Consumer, result)
+		}
 	}
 }
 

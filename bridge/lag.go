@@ -38,6 +38,7 @@ type lag struct {
 	js       *feed[*jetstream.Source]
 	messages *prometheus.GaugeVec
 	seconds  *prometheus.GaugeVec
+	givenUp  *prometheus.GaugeVec
 
 	looks    map[string]*look // by stream: the last one
 	troubled bool             // and it was said
@@ -56,13 +57,15 @@ func newLag(b *Bridge, reg prometheus.Registerer) *lag {
 			Help: "Messages that are not settled. By JetStream, per stream: stored and not acknowledged, by all instances. By MQTT: in this instance's hand, since the broker's queue can't be seen. Absent: not known."}, []string{"path", "stream"}),
 		seconds: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "crossfade_lag_seconds",
 			Help: "Age of the oldest of crossfade_lag_messages: since it was stored, or by MQTT since it arrived here; 0 if there is none. Absent: not known."}, []string{"path", "stream"}),
+		givenUp: prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "crossfade_jetstream_given_up_messages",
+			Help: "Messages that JetStream gave up after max_deliver deliveries, that are still stored and that no instance has settled; at least so many. Absent: not known."}, []string{"stream"}),
 	}
 	for _, f := range b.feeds {
 		if source, ok := f.(*feed[*legacy_mqtt.Source]); ok && f.label() == "mqtt" {
 			l.mqtt = source
 		}
 	}
-	reg.MustRegister(l.messages, l.seconds)
+	reg.MustRegister(l.messages, l.seconds, l.givenUp)
 	return l
 }
 
@@ -163,10 +166,12 @@ func (l *lag) show(backlogs []jetstream.Backlog) {
 		if b.Err != nil {
 			l.messages.DeleteLabelValues("jetstream", b.Stream)
 			l.seconds.DeleteLabelValues("jetstream", b.Stream)
+			l.givenUp.DeleteLabelValues(b.Stream)
 			continue
 		}
 		l.messages.WithLabelValues("jetstream", b.Stream).Set(float64(b.Undelivered) + float64(b.Unacknowledged))
 		l.seconds.WithLabelValues("jetstream", b.Stream).Set(oldest(b))
+		l.givenUp.WithLabelValues(b.Stream).Set(float64(b.GivenUp))
 	}
 }
 

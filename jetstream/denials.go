@@ -24,6 +24,38 @@ type denials struct {
 	mu      sync.Mutex
 	waiting map[string]map[*context.CancelCauseFunc]struct{} // by subject
 	denied  map[string]struct{}                              // subjects whose publications were told
+
+	refusals map[string]func(error) // by subject that is subscribed to
+}
+
+// onRefusal has f called whenever the server denies the subscription to the subject; nil
+// ends it. f must not block.
+func (d *denials) onRefusal(subject string, f func(error)) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f == nil {
+		delete(d.refusals, subject)
+		return
+	}
+	if d.refusals == nil {
+		d.refusals = make(map[string]func(error))
+	}
+	d.refusals[subject] = f
+}
+
+// refused tells whoever wants to know of a subscription that the error is of.
+func (d *denials) refused(err error) (told bool) {
+	subject, ok := deniedSubject(err, "Subscription to ")
+	if !ok {
+		return false
+	}
+	d.mu.Lock()
+	f := d.refusals[subject]
+	d.mu.Unlock()
+	if f != nil {
+		f(err)
+	}
+	return f != nil
 }
 
 // watch returns a context that ends, with a cause that is errDenied, once the server
@@ -53,9 +85,9 @@ func (d *denials) watch(ctx context.Context, subject string) (context.Context, f
 // tell ends what waits for the subject that the error is of. It reports whether
 // anything did, at this or an earlier error: of many under way each brings one.
 func (d *denials) tell(err error) (told bool) {
-	subject, ok := deniedSubject(err)
+	subject, ok := deniedSubject(err, "Publish to ")
 	if !ok {
-		return false
+		return d.refused(err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -72,13 +104,13 @@ func (d *denials) tell(err error) (told bool) {
 	return told
 }
 
-// deniedSubject is what the server does not let us publish on. It stands in the
-// error's text only: Permissions Violation for Publish to "routes.t1".
-func deniedSubject(err error) (subject string, ok bool) {
+// deniedSubject is what the server does not let us publish on, or subscribe to. It stands
+// in the error's text only: Permissions Violation for Publish to "routes.t1".
+func deniedSubject(err error, what string) (subject string, ok bool) {
 	if !errors.Is(err, nats.ErrPermissionViolation) {
 		return "", false
 	}
-	_, rest, _ := strings.Cut(err.Error(), "Publish to ")
+	_, rest, _ := strings.Cut(err.Error(), what)
 	quoted, err := strconv.QuotedPrefix(rest)
 	if err != nil {
 		return "", false

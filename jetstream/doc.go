@@ -10,6 +10,7 @@
 //	      │             server ─pull─▶ onMsg ─▶ hand ─▶ deliver
 //	      │                              ▲        │
 //	      │                   keeper extends   Receipt.Ack / Release
+//	      │             advisory ─▶ givenUp ─▶ GetMsg ─▶ hand ─▶ deliver
 //	      └─ Mirror   Deliver ─▶ queue ─▶ publish ─▶ PubAck ─▶ Receipt.Ack
 //
 // # What the source promises
@@ -20,6 +21,14 @@
 // message that waits for a database. The source never asks the server for more
 // messages than its window has room for: a message in a client's buffer ages
 // like one in hand, but nobody extends it.
+//
+// What a consumer with max_deliver has given up all the same, after crashes or lost
+// connections, the server never delivers again. It says so in an advisory that nobody
+// keeps. Each instance hears it, reads the message from the stream and delivers it as
+// [pipeline.Delivery].Sole; when it is released it is delivered again from here. The
+// server shows how many were given up and not acknowledged since, never which: what no
+// instance heard of is a [Finding] and counted in [Backlog], and lost with the stream's
+// limits.
 //
 // An acknowledgement names a stream sequence, not a message. After a
 // reconnection the source therefore sends none before it has seen that the

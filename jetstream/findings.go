@@ -16,6 +16,9 @@ const (
 	settingMaxAckPending = "max_ack_pending"
 )
 
+// settingGivenUp is no setting, but what max_deliver has done.
+const settingGivenUp = "messages given up and acknowledged by nobody"
+
 const (
 	// leastAckWait: below this a pause of a client or a network is taken for
 	// its death, and messages that are being written are delivered again.
@@ -136,6 +139,11 @@ func inspectConsumer(s spec, stream natsjs.StreamConfig, info *natsjs.ConsumerIn
 	inspectDelivery(in, s, stream, c)
 	inspectDeadlines(in, c)
 	inspectPace(in, info, o)
+	if leftBehind(info.NumRedelivered, info.NumAckPending) > 0 {
+		// Without their number: it changes, and each finding is logged once.
+		in.add(settingGivenUp, "some", "none", "they are lost when they leave the stream, unless an instance has them in hand; "+
+			"delete the consumer, and it is created anew and reads the whole stream again; what the ledger has takes no effect twice")
+	}
 	return in.findings
 }
 
@@ -160,7 +168,7 @@ func inspectDelivery(in *inspection, s spec, stream natsjs.StreamConfig, c natsj
 // acknowledged at once.
 func inspectDeadlines(in *inspection, c natsjs.ConsumerConfig) {
 	if c.MaxDeliver > 0 {
-		in.add(settingMaxDeliver, c.MaxDeliver, "-1 (no limit)", "a message that could not be written so many times is given up for good")
+		in.add(settingMaxDeliver, c.MaxDeliver, "-1 (no limit)", "a message that could not be written so many times is given up; if no instance hears of it then, or all that did are killed before it is written, it is lost")
 	}
 	if wait := effectiveAckWait(c); wait < leastAckWait {
 		in.add(settingAckWait, wait, ourAckWait, "a pause of this length delivers messages again that are being written")

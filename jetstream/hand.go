@@ -7,7 +7,7 @@ import (
 
 // hand is what one consumer has delivered and not yet seen settled, in the
 // order in which deadlines were last extended, and what it has asked the server
-// for. Both together never exceed the window.
+// for. Both together never exceed the window, but for what the server has given up.
 type hand struct {
 	mu          sync.Mutex
 	first, last *receipt // first: extended longest ago
@@ -28,14 +28,23 @@ func (h *hand) resize(window, threshold int) {
 	h.window, h.threshold = window, threshold
 }
 
-// add takes a message that arrived in answer to a pull.
-func (h *hand) add(r *receipt, now int64) {
+// add takes a message that arrived, in answer to a pull or otherwise.
+func (h *hand) add(r *receipt, now int64, pulled bool) {
 	h.mu.Lock()
 	r.extended = now
 	h.pushBack(r)
 	h.held++
-	h.arrived(1)
+	if pulled {
+		h.arrived(1)
+	}
 	h.mu.Unlock()
+}
+
+// full reports whether as much as the window permits is in hand.
+func (h *hand) full() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.held >= h.window
 }
 
 // arrived notes that n requested messages came, or will never come.

@@ -19,6 +19,10 @@ type Backlog struct {
 	// given to some instance.
 	Undelivered    uint64
 	Unacknowledged int
+	// GivenUp are messages that the consumer has given up after max_deliver deliveries,
+	// that are still stored, and that nobody has acknowledged since. There may be more of
+	// them, as many as Unacknowledged; with max_deliver 1 the server shows none.
+	GivenUp uint64
 	// Oldest is when the oldest of both was stored; zero where there is none.
 	Oldest time.Time
 	// Err is why nothing else is known but the names.
@@ -66,6 +70,7 @@ func (s *Source) askBacklog(ctx context.Context, b *Backlog) error {
 		return err
 	}
 	b.At, b.Undelivered, b.Unacknowledged = info.TimeStamp, info.NumPending, info.NumAckPending
+	b.GivenUp = leftBehind(info.NumRedelivered, info.NumAckPending)
 	b.delivered, b.config, b.retention = info.Delivered.Stream, info.Config, stream.CachedInfo().Config.Retention
 	if b.At.IsZero() { // a server before 2.10
 		b.At = time.Now()

@@ -22,6 +22,8 @@ type puller struct {
 	log  *slog.Logger
 	hand *hand
 
+	givenUp *givenUp
+
 	state   atomic.Pointer[error] // what Health says
 	ackWait atomic.Int64          // nanoseconds; the consumer's own
 	ended   atomic.Bool           // run has returned
@@ -52,6 +54,7 @@ func newPuller(conn *Conn, s spec, cfg SourceConfig, log *slog.Logger) *puller {
 		conn: conn, spec: s, cfg: cfg, hand: newHand(), generation: 1,
 		log: log.With("stream", s.name, "consumer", s.consumer),
 	}
+	p.givenUp = newGivenUp(p)
 	p.ackWait.Store(int64(ourAckWait))
 	p.setHealth(errNotStarted)
 	return p
@@ -95,6 +98,14 @@ func (p *puller) run(ctx context.Context, deliver func(pipeline.Delivery)) error
 func (p *puller) settle(r *receipt, body []byte) error {
 	if !p.hand.remove(r) {
 		return ErrSettled
+	}
+	if r.givenUp != nil {
+		back := &body[0] != &answerAck[0]
+		p.givenUp.settled(r, back)
+		if back {
+			p.released.Add(1)
+			return nil
+		}
 	}
 	err := p.answer(r, body)
 	switch {
@@ -150,11 +161,19 @@ func (p *puller) putOff(r *receipt, body []byte) error {
 // reports whether there is anything to flush.
 func (p *puller) close() (sent bool) {
 	left := p.hand.abandon()
+	for _, r := range left {
+		if r.givenUp != nil {
+			p.givenUp.lose(r.givenUp.sequence, "it was in hand when the source was closed")
+		}
+	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.closed = true
 	if p.verified && p.epoch == p.conn.epoch.Load() && p.conn.connected() {
 		for _, r := range left {
+			if r.givenUp != nil {
+				continue
+			}
 			if r.generation == p.generation && p.conn.nc.Publish(r.reply, answerNak) == nil {
 				p.released.Add(1)
 			}
@@ -172,5 +191,6 @@ func (p *puller) stats() ConsumerStats {
 		Received: p.received.Load(), Acked: p.acked.Load(), Released: p.released.Load(),
 		AckErrors: p.ackErrors.Load(), Extensions: p.extensions.Load(), FetchErrors: p.fetchErrors.Load(),
 		InHand: held, Requested: requested,
+		GivenUpTaken: p.givenUp.taken.Load(), GivenUpLost: p.givenUp.lost.Load(),
 	}
 }

@@ -30,6 +30,7 @@ type receipt struct {
 	reply      string // $JS.ACK.…: where answers go, and the message's metadata
 	subject    string
 	generation uint64
+	givenUp    *waitingFor // not nil: the server will not deliver it again
 
 	// Guarded by from.hand.mu.
 	prev, next *receipt
@@ -40,7 +41,8 @@ type receipt struct {
 // Ack tells the server that the message is dealt with for good.
 func (r *receipt) Ack() error { return r.from.settle(r, answerAck) }
 
-// Release has the server deliver the message again at once.
+// Release has the server deliver the message again at once; one that the server has
+// given up comes again from here, after a while.
 func (r *receipt) Release() error { return r.from.settle(r, answerNak) }
 
 // Occurred is the time at which the stream stored the message.

@@ -93,6 +93,10 @@ func (s *session) begin(ctx context.Context, epoch uint64) error {
 	s.generation = p.generation
 	p.mu.RUnlock()
 	s.limits(e)
+	// Before the first pull, which may have the server give up what it waited to deliver.
+	if err := p.givenUp.listen(e.consumer.Config.MaxDeliver > 0); err != nil {
+		return fmt.Errorf("subscribe for given-up messages: %w", err)
+	}
 	s.inbox = p.conn.nc.NewInbox()
 	s.sub, err = p.conn.nc.Subscribe(s.inbox, s.onMsg)
 	if err != nil {
@@ -215,7 +219,7 @@ func (s *session) onMsg(m *nats.Msg) {
 	}
 	r := &receipt{from: p, reply: m.Reply, subject: m.Subject, generation: s.generation}
 	p.received.Add(1)
-	p.hand.add(r, now)
+	p.hand.add(r, now, true)
 	if !s.progressed.Load() {
 		s.progressed.Store(true)
 	}

@@ -45,10 +45,11 @@ const (
 )
 
 // Mark returns the message's place in its stream; false where the server did not
-// tell it, or the stream was replaced since.
+// tell it, the stream was replaced since, or the server has given the message up, after
+// which acknowledgements of the consumer say nothing of it.
 func (r *receipt) Mark() (Mark, bool) {
 	m, ok := parseReply(r.reply)
-	if !ok {
+	if !ok || r.givenUp != nil {
 		return Mark{}, false
 	}
 	return r.from.mark(m, r.generation)
@@ -73,6 +74,8 @@ func (p *puller) mark(m replyMetadata, generation uint64) (Mark, bool) {
 // publisher which consumer it has asked.
 //
 // A consumer with a limit on deliveries counts what it has given up as acknowledged.
+// What is heard of that is delivered as the only copy (pipeline.Delivery.Sole), which no
+// stage drops.
 func (c *Conn) Settled(ctx context.Context, consumer string, marks []Mark) ([]Progress, error) {
 	s, ok := specOfConsumer(consumer)
 	if !ok {

@@ -117,6 +117,8 @@ func (s *Source) Run(ctx context.Context, deliver func(pipeline.Delivery)) error
 	for _, p := range s.pullers {
 		// The keeper outlives Run: deadlines are extended until Close.
 		s.keeping.Go(func() { p.keep(s.closed) })
+		p.givenUp.start()
+		group.Go(func() error { p.givenUp.run(ctx, deliver); return nil })
 		group.Go(func() error { return p.run(ctx, deliver) })
 	}
 	if err := group.Wait(); err != nil {
@@ -173,8 +175,12 @@ type ConsumerStats struct {
 	AckErrors   uint64 // acknowledgements refused or put off by a lost connection
 	Extensions  uint64 // deadlines extended
 	FetchErrors uint64 // times that the loop had to start over
-	InHand      int    // messages now in hand
-	Requested   int    // messages asked for and not yet come
+	// Messages that the server gave up after max_deliver deliveries: those that were
+	// taken in all the same, and those of which is known that they could not be.
+	GivenUpTaken, GivenUpLost uint64
+
+	InHand    int // messages now in hand
+	Requested int // messages asked for and not yet come
 }
 
 // Stats returns the counters of each consumer.

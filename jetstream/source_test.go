@@ -3,6 +3,7 @@ package jetstream_test
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"sync"
 	"testing"
 	"time"
@@ -76,19 +77,13 @@ func (k *taker) times(id string) int {
 // run starts a source over ingest-workers and ends it with the test.
 func run(t *testing.T, conn *jetstream.Conn, k *taker, change func(*jetstream.SourceConfig)) *jetstream.Source {
 	t.Helper()
-	cfg := jetstream.DefaultSourceConfig()
-	cfg.Consumers = []string{jetstream.ConsumerTelemetry}
-	cfg.PullExpiry, cfg.Heartbeat = 2*time.Second, 500*time.Millisecond
-	if change != nil {
-		change(&cfg)
-	}
-	source, err := jetstream.NewSource(conn, cfg, testLog(t))
-	if err != nil {
-		t.Fatalf("new source: %v", err)
-	}
+	return runTo(t, conn, k.deliver, testLog(t), change)
+}
+
+func runTo(t *testing.T, conn *jetstream.Conn, deliver func(pipeline.Delivery), log *slog.Logger, change ...func(*jetstream.SourceConfig)) *jetstream.Source {
+	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- source.Run(ctx, k.deliver) }()
+	source, ended := start(ctx, t, conn, deliver, log, change...)
 	t.Cleanup(func() {
 		cancel()
 		if err := <-ended; err != nil {
@@ -100,6 +95,26 @@ func run(t *testing.T, conn *jetstream.Conn, k *taker, change func(*jetstream.So
 	})
 	await(t, "health", func() bool { return source.Health() == nil })
 	return source
+}
+
+// start starts a source over ingest-workers.
+func start(ctx context.Context, t *testing.T, conn *jetstream.Conn, deliver func(pipeline.Delivery), log *slog.Logger, change ...func(*jetstream.SourceConfig)) (*jetstream.Source, <-chan error) {
+	t.Helper()
+	cfg := jetstream.DefaultSourceConfig()
+	cfg.Consumers = []string{jetstream.ConsumerTelemetry}
+	cfg.PullExpiry, cfg.Heartbeat = 2*time.Second, 500*time.Millisecond
+	for _, f := range change {
+		if f != nil {
+			f(&cfg)
+		}
+	}
+	source, err := jetstream.NewSource(conn, cfg, log)
+	if err != nil {
+		t.Fatalf("new source: %v", err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- source.Run(ctx, deliver) }()
+	return source, ended
 }
 
 // settled waits until the server knows of no message that is not acknowledged.
