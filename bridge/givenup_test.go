@@ -10,7 +10,7 @@ import (
 
 // TestGivenUpMessagesAreWritten: what JetStream will never deliver again, because other
 // instances had it as often as its consumer's limit permits and wrote nothing, is written,
-// once, by however many instances hear of it, whatever the tenant's stage (P1, P2).
+// once, by however many instances hear of it (P1, P2).
 func TestGivenUpMessagesAreWritten(t *testing.T) {
 	s := newStack(t)
 	js := s.jetstream()

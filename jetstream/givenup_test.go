@@ -163,6 +163,42 @@ func TestGivenUpWithTwoInstances(t *testing.T) {
 	}
 }
 
+// However many are given up at once, no more are in hand than the window permits, nor more
+// than a few beyond what pulls have spoken for.
+func TestGivenUpInHand(t *testing.T) {
+	for name, c := range map[string]struct{ window, most int }{"small window": {10, 10}, "large window": {1000, 64}} {
+		t.Run(name, func(t *testing.T) {
+			natsServer := devstack.TestNATS(t)
+			js := direct(t, natsServer)
+			createConsumer(t, js, limited)
+			const n = 150
+			publish(t, js, names("m", n)...)
+			giveUp(t, js, n)
+			k := &taker{}
+			peak := 0
+			hold := unlessGivenUp(k)
+			source := runTo(t, connect(t, natsServer, ""), func(d pipeline.Delivery) { // one by one: all are given up
+				hold(d)
+				peak = max(peak, k.inHand())
+			}, testLog(t), func(cfg *jetstream.SourceConfig) { cfg.Window = c.window })
+			for left := n; left > 0; {
+				await(t, "messages in hand", func() bool { return k.inHand() >= min(left, c.most) })
+				for _, d := range k.take() {
+					left--
+					must(t, d.Receipt.Ack())
+				}
+			}
+			settled(t, source)
+			if s := source.Stats()[0]; s.GivenUpTaken != n || s.InHand != 0 {
+				t.Errorf("stats: %+v", s)
+			}
+			if peak != c.most {
+				t.Errorf("%d in hand at most, want %d", peak, c.most)
+			}
+		})
+	}
+}
+
 // unlessGivenUp hands back what the server would deliver again.
 func unlessGivenUp(k *taker) func(pipeline.Delivery) {
 	return func(d pipeline.Delivery) {
