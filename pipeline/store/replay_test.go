@@ -40,9 +40,6 @@ func again(rows ...store.Quarantined) []store.Replayed {
 	batch := make([]store.Replayed, len(rows))
 	for i, row := range rows {
 		e := entryOf(copyOf(row.Topic, string(row.Raw), row.EventTS))
-		if row.MessageID != nil {
-			e.Msg.ID = *row.MessageID
-		}
 		batch[i] = store.Replayed{Row: row, Entry: e}
 	}
 	return batch
@@ -110,6 +107,21 @@ func TestReplayOfForgotten(tt *testing.T) {
 	t.wantFates("replay", t.replay(again(rows...)), "already_written written written already_written")
 	t.wantCount(4, `SELECT count(*) FROM telemetry`)
 	t.wantCount(4, `SELECT count(*) FROM crossfade_ledger WHERE outcome = 1`)
+	t.wantCount(0, `SELECT count(*) FROM quarantine_events`)
+}
+
+// TestReplayUnderTheOldID: the ID that a message was quarantined under counts, also where
+// it would have another by now.
+func TestReplayUnderTheOldID(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.quarantine(timed(1))
+	for _, table := range []string{"crossfade_ledger", "quarantine_events"} {
+		t.exec(`UPDATE ` + table + ` SET message_id = overlay(message_id::text PLACING '0123456789ab' FROM 25)::uuid`)
+	}
+	t.wantFates("replay", t.replay(again(t.page(store.QuarantineFilter{})...)), "written")
+	t.wantCount(1, `SELECT count(*) FROM telemetry`)
+	t.wantCount(1, `SELECT count(*) FROM crossfade_ledger WHERE message_id::text LIKE '%0123456789ab' AND outcome = 1`)
+	t.wantCount(1, `SELECT count(*) FROM crossfade_ledger`)
 	t.wantCount(0, `SELECT count(*) FROM quarantine_events`)
 }
 
