@@ -71,7 +71,7 @@ func explain(ctx context.Context, db *sql.DB, err error, last *lastStatement, o 
 		return fmt.Errorf("%w (%s): table %s holds the same key more than once; remove the extra rows, then run `crossfade migrate` again",
 			err, pgErr.Detail, pgErr.TableName)
 	case pgErr.Code == codeNoPrivilege:
-		return fmt.Errorf("%w: run `crossfade migrate` as the owner of the tables; the role of `crossfade run` needs only to read and write them", err)
+		return fmt.Errorf("%w: run `crossfade migrate` as the owner of the tables, or a member of it, and `crossfade run` too (docs/database.md)", err)
 	}
 	if pgErr.Where != "" {
 		return fmt.Errorf("%w (%s)", err, pgErr.Where)
