@@ -27,6 +27,10 @@ type Device struct {
 	LocationPinned bool
 	// KeyMap renames metric keys: the merged metric_key_map of the active modules.
 	KeyMap map[string]string
+
+	// Unreadable is why PostgreSQL can make nothing of what the registry says of the
+	// device; nothing else is known of it then. Empty if it can.
+	Unreadable string
 }
 
 // Certificate is a client certificate that the registry holds as ACTIVE.

@@ -252,6 +252,7 @@ func TestVerdicts(t *testing.T) {
 		{"unregistered, shadow", all(shadow, func(s *sent) { s.device = nil }), pipeline.UnregisteredDevice},
 		{"unregistered, ack", all(ack, func(s *sent) { s.device = nil }), pipeline.UnregisteredDevice},
 		{"no room", func(s *sent) { s.device = pipeline.NoRoom }, pipeline.NoSubscriptionCapacity},
+		{"unreadable", func(s *sent) { s.device = &pipeline.Device{Site: "s1", Status: "ACTIVE", Unreadable: "by noon"} }, pipeline.UnregisteredDevice},
 		{"no room, shadow", all(shadow, func(s *sent) { s.device = pipeline.NoRoom }), pipeline.UnregisteredDevice},
 		{"no room, ack", all(ack, func(s *sent) { s.device = pipeline.NoRoom }), pipeline.UnregisteredDevice},
 		{"subscription active", func(s *sent) { s.device.Subscription = "ACTIVE" }, pipeline.Accepted},

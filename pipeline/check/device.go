@@ -12,6 +12,9 @@ func registered(in Input) (pipeline.Reason, string) {
 	if in.Device == nil || in.Device == pipeline.NoRoom {
 		return pipeline.UnregisteredDevice, "the registry has no such device"
 	}
+	if why := in.Device.Unreadable; why != "" {
+		return pipeline.UnregisteredDevice, "what the registry says of the device cannot be read: " + why
+	}
 	return pipeline.Accepted, ""
 }
 

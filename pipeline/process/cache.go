@@ -19,7 +19,7 @@ func (e cached) size() int {
 	if e.device == nil {
 		return 1
 	}
-	bytes := 0
+	bytes := len(e.device.Unreadable)
 	for _, c := range e.device.Certificates {
 		bytes += 64 + len(c.CommonName)
 	}

@@ -42,7 +42,8 @@ type registry struct {
 	known   *cache
 	unknown *cache               // nil, or pipeline.NoRoom
 	flights map[*flight]struct{} // look-ups on their way
-	refused time.Time            // when it was last logged that devices are refused
+	refused time.Time            // when it was last logged that devices are refused,
+	told    time.Time            // and that one cannot be read
 }
 
 // flight is what changed while a look-up was on its way: its answers on that are
@@ -168,7 +169,7 @@ func (r *registry) get(now time.Time, k pipeline.DeviceKey, site string) (*pipel
 	if r.deaf {
 		ttl = min(ttl, deafTTL)
 	}
-	if c, ok := r.known.get(k); ok && now.Sub(c.at) < ttl {
+	if c, ok := r.known.get(k); ok && now.Sub(c.at) < ttl && (c.device.Unreadable == "" || now.Sub(c.at) < deafTTL) {
 		return c.device, true
 	}
 	c, ok := r.unknown.get(k)
@@ -210,6 +211,22 @@ func (r *registry) lookup(ctx context.Context, now time.Time, w wanted) error {
 		}
 	}
 	return nil
+}
+
+// unreadable keeps for a while that PostgreSQL can make nothing of a device's rows:
+// that was found by a look-up of its own. It returns what stands for the device.
+func (r *registry) unreadable(k pipeline.DeviceKey, err error) *pipeline.Device {
+	d := &pipeline.Device{Unreadable: store.Detail(err)}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	now := time.Now()
+	r.known.put(k, cached{at: now, device: d})
+	if now.Sub(r.told) > 10*time.Second {
+		r.told = now
+		r.log.Warn("what the registry says of a device cannot be read, and its messages go to quarantine until it can: mend its rows in device_registry, device_certificates or device_tiers, then replay them",
+			"tenant", k.Tenant, "device", k.Device, "error", err)
+	}
+	return d
 }
 
 // depart answers from the cache what somebody else has asked for meanwhile, and

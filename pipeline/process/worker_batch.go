@@ -35,7 +35,8 @@ type batch struct {
 	blocked map[pipeline.DeviceKey]*blocked // devices whose messages have to wait
 	refused []parked                        // messages that cannot even be quarantined
 	refusal error
-	locked  int // how often it ran into a lock
+	locked  int // how often it ran into a lock,
+	unread  int // and into a device that cannot be read
 }
 
 // blocked are messages of one device in their order, and why they wait.
@@ -60,7 +61,7 @@ func (b *batch) reset() {
 	b.entries, b.origin, b.unjudged = b.entries[:0], b.origin[:0], b.unjudged[:0]
 	clear(b.devices)
 	clear(b.blocked)
-	b.refused, b.refusal, b.locked = nil, nil, 0
+	b.refused, b.refusal, b.locked, b.unread = nil, nil, 0, 0
 }
 
 func (b *batch) add(e store.Entry, it *item) {
@@ -150,8 +151,11 @@ func (b *batch) check(ctx context.Context) error {
 	return nil
 }
 
+// maxUnread bounds the look-ups that a batch spends on devices that cannot be read.
+const maxUnread = 16
+
 // find is try for a look-up. What PostgreSQL cannot make sense of in the rows of a
-// device is like a lock: it concerns that device, and goes away.
+// device is like a lock: it concerns that device.
 func (b *batch) find(ctx context.Context, devices wanted) (stuck, err error) {
 	stuck, err = b.try(ctx, func() error { return b.registry.lookup(ctx, time.Now(), devices) })
 	if errors.Is(err, store.ErrData) {
@@ -193,7 +197,9 @@ func (b *batch) lookup(ctx context.Context) error {
 }
 
 // lookupPart halves what is stuck, by tenants where it is locked. Where nothing is to
-// be provisioned a lock is one on a whole table, and stands before every half.
+// be provisioned a lock is one on a whole table, and stands before every half. A device
+// of which PostgreSQL can make nothing is told by its answer; with many of them the rest
+// waits, and is asked for again beside what else there is to do.
 func (b *batch) lookupPart(ctx context.Context, devices wanted) error {
 	if len(devices) == 0 {
 		return nil
@@ -203,8 +209,15 @@ func (b *batch) lookupPart(ctx context.Context, devices wanted) error {
 		return err
 	}
 	locked := errors.Is(stuck, store.ErrLocked)
+	if !locked && len(devices) == 1 && b.unread < maxUnread {
+		b.unread++
+		for k, asked := range devices {
+			devices[k] = want{asked.site, b.registry.unreadable(k, stuck)}
+		}
+		return nil
+	}
 	first, second := devices.halves(!locked)
-	if len(first) == 0 || b.locked > maxLocked || locked && !devices.provision() {
+	if len(first) == 0 || b.locked > maxLocked || b.unread >= maxUnread || locked && !devices.provision() {
 		for k := range devices {
 			b.block(k, stuck)
 		}
@@ -276,10 +289,10 @@ func (b *batch) askAgain(ctx context.Context, entries []store.Entry, origin []*i
 	device := make(wanted)
 	device.add(e.Msg)
 	b.registry.deviceChanged(keyOf(e.Msg))
-	locked, err := b.try(ctx, func() error { return b.registry.lookup(ctx, time.Now(), device) })
+	stuck, err := b.find(ctx, device)
 	switch {
-	case locked != nil:
-		b.block(keyOf(e.Msg), locked)
+	case stuck != nil:
+		b.block(keyOf(e.Msg), stuck)
 	case err != nil:
 		b.releaseAll(origin)
 		return
