@@ -201,10 +201,17 @@ func TestNotAuthorized(t *testing.T) {
 	r := newRig(t, "acl_file "+acl)
 	r.listen("tenant/#")
 	s, _ := r.start(r.options("a"))
+	// A session that comes out of Mosquitto's file has no user until its client is back:
+	// before that, nothing that takes one is queued for it.
+	restart := func() {
+		before := r.listening.Load()
+		must(t, r.broker.Stop(t.Context()))
+		must(t, r.broker.Start(t.Context()))
+		eventually(t, "the devices to listen again", func() bool { return r.listening.Load() > before })
+	}
 	allow := "user " + r.broker.User() + "\n"
 	must(t, os.WriteFile(acl, []byte(allow+"topic readwrite tenant/t1/device/d1/#\ntopic readwrite tenant/t1/device/d2/shadow/#\n"), 0o600))
-	must(t, r.broker.Stop(t.Context()))
-	must(t, r.broker.Start(t.Context()))
+	restart()
 	for d := range 4 {
 		r.command(numbered(d), fmt.Sprintf("c%d", d))
 		r.desire(numbered(d), `{"a": 1}`)
@@ -213,7 +220,7 @@ func TestNotAuthorized(t *testing.T) {
 	r.becomes("7", `SELECT count(*) FROM crossfade_downlink_parked`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	eventually(t, "what is allowed", func() bool {
-		return len(r.bodies(commandTopic("d1"))) == 1 && len(r.bodies(desiredTopic("d1"))) == 1 && len(r.bodies(desiredTopic("d2"))) == 1
+		return len(r.bodies(commandTopic("d1"))) > 0 && len(r.bodies(desiredTopic("d1"))) > 0 && len(r.bodies(desiredTopic("d2"))) > 0 // twice is no fault of QoS 1
 	})
 	list, err := downlink.List(t.Context(), r.pool, downlink.Parked, downlink.Filter{Tenants: []string{"t1"}, Devices: []string{"d2"}}, 10)
 	must(t, err)
@@ -225,8 +232,7 @@ func TestNotAuthorized(t *testing.T) {
 	}
 	// Mended.
 	must(t, os.WriteFile(acl, []byte(allow+"topic readwrite #\n"), 0o600))
-	must(t, r.broker.Stop(t.Context()))
-	must(t, r.broker.Start(t.Context()))
+	restart()
 	n, err := downlink.Retry(t.Context(), r.pool, downlink.Parked, downlink.Filter{Devices: []string{"d2", "d3"}, Kinds: []downlink.Kind{downlink.Command}})
 	if err != nil || n != 2 {
 		t.Errorf("Retry = %d, %v", n, err)

@@ -10,6 +10,7 @@ import (
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,8 @@ type rig struct {
 	url    string
 	pool   *pgxpool.Pool
 	broker *devstack.Mosquitto
+
+	listening atomic.Int64 // how often the devices have subscribed
 
 	mu    sync.Mutex
 	heard []*paho.Publish
@@ -158,6 +161,7 @@ func (r *rig) listen(filters ...string) {
 		ReconnectBackoff: func(int) time.Duration { return 20 * time.Millisecond },
 		OnConnectionUp: func(m *autopaho.ConnectionManager, _ *paho.Connack) {
 			_, err := m.Subscribe(context.Background(), &paho.Subscribe{Subscriptions: subscriptions})
+			r.listening.Add(1)
 			subscribed <- err
 		},
 		ClientConfig: paho.ClientConfig{ClientID: "devices", OnPublishReceived: []func(paho.PublishReceived) (bool, error){
