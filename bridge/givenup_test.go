@@ -28,15 +28,17 @@ func TestGivenUpMessagesAreWritten(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got := 0
+		var got []natsjs.Msg // none goes back before all have come: it would come again instead of another
 		for m := range batch.Messages() {
+			got = append(got, m)
+		}
+		if len(got) != n {
+			t.Fatalf("%d messages came, want %d: %v", len(got), n, batch.Error())
+		}
+		for _, m := range got {
 			if err := m.Nak(); err != nil {
 				t.Fatal(err)
 			}
-			got++
-		}
-		if got != n {
-			t.Fatalf("%d messages came, want %d: %v", got, n, batch.Error())
 		}
 	}
 	i, other := s.start(s.config("a")), s.start(s.config("b"))

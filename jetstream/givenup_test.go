@@ -31,7 +31,9 @@ func consumerInfo(t testing.TB, js natsjs.JetStream) *natsjs.ConsumerInfo {
 
 // giveUp has the server deliver all that waits and hands it back, as often as the
 // consumer's limit says, as an instance does that is stopped again and again. The next
-// pull, whoever makes it, has the server give it up.
+// pull, whoever makes it, has the server give it up. None is handed back before all have
+// come: the server would deliver it again instead of one that has not come yet, and give
+// it up while nobody listens.
 func giveUp(t testing.TB, js natsjs.JetStream, n int) {
 	t.Helper()
 	c, err := js.Consumer(testContext(t), "TELEMETRY", jetstream.ConsumerTelemetry)
@@ -39,14 +41,16 @@ func giveUp(t testing.TB, js natsjs.JetStream, n int) {
 	for range c.CachedInfo().Config.MaxDeliver {
 		batch, err := c.Fetch(n)
 		must(t, err)
-		got := 0
+		got := make([]natsjs.Msg, 0, n)
 		for m := range batch.Messages() {
-			must(t, m.Nak())
-			got++
+			got = append(got, m)
 		}
 		must(t, batch.Error())
-		if got != n {
-			t.Fatalf("%d messages came, want %d", got, n)
+		if len(got) != n {
+			t.Fatalf("%d messages came, want %d", len(got), n)
+		}
+		for _, m := range got {
+			must(t, m.Nak())
 		}
 	}
 }
@@ -262,7 +266,10 @@ func TestGivenUpAndGone(t *testing.T) {
 	} {
 		must(t, js.Conn().Publish(advisories, []byte(advisory)))
 	}
-	await(t, "the loss to be counted", func() bool { return source.Stats()[0].GivenUpLost == 1 })
+	await(t, "the loss to be told", func() bool { return strings.Contains(logged.text(), "it is lost unless") })
+	if n := source.Stats()[0].GivenUpLost; n != 1 {
+		t.Errorf("%d are counted as lost, want 1", n)
+	}
 	if text := logged.text(); !strings.Contains(text, "sequence=1") || !strings.Contains(text, "does not hold it") || strings.Count(text, "cannot read an advisory") != 1 {
 		t.Errorf("the log: %s", text)
 	}
