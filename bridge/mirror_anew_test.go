@@ -27,7 +27,7 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 	only.MQTT, only.JetStream = nil, nil
 	proved := func(i *instance) {
 		t.Helper()
-		await(t, "the mirror's session is proved", func() bool { return strings.Contains(i.metrics(), "crossfade_mirror_session_proved 1") })
+		await(t, "the mirror's session is proved", func() bool { return i.series("crossfade_mirror_session_proved") == 1 })
 	}
 	m := s.start(only)
 	proved(a)
@@ -37,11 +37,7 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 	if err := m.shutdown(); err != nil {
 		t.Fatal(err)
 	}
-	dropped := func(path string) (n int) {
-		_, rest, _ := strings.Cut(a.metrics(), `crossfade_dropped_total{path="`+path+`"} `)
-		_, _ = fmt.Sscan(rest, &n)
-		return n
-	}
+	dropped := func(path string) int { return a.series(`crossfade_dropped_total{path="` + path + `"}`) }
 	p, seq := s.sender(), 0
 	message := func() {
 		seq++

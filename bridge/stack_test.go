@@ -2,10 +2,12 @@ package bridge_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -126,6 +128,15 @@ func (i *instance) metrics() string {
 	return string(body)
 }
 
+// series is the value of one series of whole numbers, named with its labels as in
+// /metrics; 0 where there is none.
+func (i *instance) series(name string) (n int) {
+	i.t.Helper()
+	_, rest, _ := strings.Cut(i.metrics(), "\n"+name+" ")
+	_, _ = fmt.Sscan(rest, &n)
+	return n
+}
+
 // shutdown stops gracefully and returns what Run returned; twice is fine.
 func (i *instance) shutdown() error {
 	i.stop()
@@ -154,7 +165,7 @@ func (s *stack) play(c fleet.Config) *fleet.Record {
 // reconcile fails the test unless the database holds exactly what was sent.
 func (s *stack) reconcile(r *fleet.Record) fleet.Report {
 	s.t.Helper()
-	report, err := fleet.AwaitReconciled(s.t.Context(), s.pool, r, 30*time.Second)
+	report, err := fleet.AwaitReconciled(s.t.Context(), s.pool, r, 2*time.Minute)
 	if err != nil {
 		s.t.Fatal(err)
 	}

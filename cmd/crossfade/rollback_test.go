@@ -134,7 +134,7 @@ func TestOperatorAgainstAnInstance(tt *testing.T) {
 		t.Errorf("status: %+v", a)
 	}
 	t.want(exitDone, "hold acme --reason freeze")
-	t.want(exitNo, "flip acme live --timeout 1s", "not yet", "release from the hold")
+	t.want(exitNo, "flip acme live --timeout 5s", "not yet", "release from the hold")
 	t.want(exitDone, "rollback acme globex --yes --timeout 1m", "MQTT has authority for 2 of 2 tenants on every instance")
 	t.want(exitDone, "flip globex mqtt --wait --timeout 2m", "mqtt")
 	if a := t.status("acme").Tenants[0]; a.Stage != "shadow" || a.Hold == nil || !strings.Contains(a.Progress+a.Note, "hold") && a.Note != "moving" {

@@ -44,9 +44,10 @@ func TestStatusTellsLag(tt *testing.T) {
 	t.told("instance", "b1", control.Hand{MQTT: census("acme", 3, 1.5), JetStream: census("acme", 2, 70), Retention: 86400})
 	oldest := 70.0
 	t.told("stream", "TELEMETRY", control.Stream{Stream: "TELEMETRY", Consumer: "ingest-workers", Undelivered: 5, InHand: 2, Oldest: &oldest, Tenants: census("acme", 5, 65)})
-	t.exec(`INSERT INTO crossfade_path_latency (tenant_id, path, seconds, seen_at) VALUES ('acme', 1, 0.25, now() - interval '12 seconds'), ('globex', 2, 0.5, now())`)
-	t.exec(`INSERT INTO crossfade_sentinels (nonce, tenant_id, revision, purpose, created_at, published_at) VALUES ('n', 'globex', 7, 'beat', now() - interval '9 seconds', now() - interval '8 seconds')`)
-	t.exec(`UPDATE crossfade_path_latency SET seen_at = now() - interval '20 seconds' WHERE tenant_id = 'globex'`)
+	// So long ago that it is shown in minutes, which a slow test does not change.
+	t.exec(`INSERT INTO crossfade_path_latency (tenant_id, path, seconds, seen_at) VALUES
+	('acme', 1, 0.25, now() - interval '3 hours 1 second'), ('globex', 2, 0.5, now() - interval '4 hours 1 second')`)
+	t.exec(`INSERT INTO crossfade_sentinels (nonce, tenant_id, revision, purpose, created_at, published_at) VALUES ('n', 'globex', 7, 'beat', now() - interval '2 hours 2 seconds', now() - interval '2 hours 1 second')`)
 	a = t.status("")
 	acme, globex, initech := a.Tenants[0].Lag, a.Tenants[1].Lag, a.Tenants[2].Lag
 	if m := acme.MQTT; m.Messages != nil || *m.AtLeast != 3 || m.AtMost != nil || *m.Seconds != 0.25 || m.SeenAt == nil || !strings.Contains(m.Unknown, "cannot be seen by a subscriber") {
@@ -65,9 +66,9 @@ func TestStatusTellsLag(tt *testing.T) {
 		t.Errorf("sources: %+v", a.Lag)
 	}
 	// 1.5s in hand is more than the sentinel took; a sentinel that is out, too.
-	t.want(exitDone, "status", "3+ 1s+", "7 1m10s", "0 8s+", "0 0s", "TELEMETRY  5            2        1m10s")
-	t.want(exitDone, "status acme", "3 or more messages wait, the oldest for 1s or longer (what waits in the broker's queue", "the last sentinel took 0.25s, 12s ago", "7 messages wait, the oldest for 1m10s")
-	t.want(exitDone, "status globex", "no message waits; the last sentinel took 0.50s, 20s ago, and one has been out for 8s")
+	t.want(exitDone, "status", "3+ 1s+", "7 1m10s", "0 2h00m+", "0 0s", "TELEMETRY  5            2        1m10s")
+	t.want(exitDone, "status acme", "3 or more messages wait, the oldest for 1s or longer (what waits in the broker's queue", "the last sentinel took 0.25s, 3h00m ago", "7 messages wait, the oldest for 1m10s")
+	t.want(exitDone, "status globex", "no message waits; the last sentinel took 0.50s, 4h00m ago, and one has been out for 2h00m")
 
 	t.told("stream", "TELEMETRY", control.Stream{Stream: "TELEMETRY", Failed: true, Unknown: "no answer\x1b[2J"})
 	out := t.want(exitDone, "status", "2+ 1m10s+", `no answer\x1b[2J`)
