@@ -274,15 +274,17 @@ func (s *Store) QuarantinedPage(ctx context.Context, f QuarantineFilter, span Qu
 	return list, translate("read quarantined messages", err)
 }
 
-// purgePage goes by a range of IDs rather than by a list: then PostgreSQL holds the
-// filter once more against a row that a replay gave another reason meanwhile.
+// purgePage locks what it deletes by row ID, as a replay does: two that lock in
+// different orders could each wait for the other. Against a row that a replay gave
+// another reason meanwhile PostgreSQL holds the filter once more. In the DELETE it only
+// spares a look into partitions that have none of the page.
 const purgePage = `
 WITH page AS (
-    SELECT max(id) AS last FROM (SELECT id FROM quarantine_events WHERE %[1]s ORDER BY id LIMIT %[2]d) AS p
+    SELECT id FROM quarantine_events WHERE %[1]s ORDER BY id LIMIT %[2]d FOR UPDATE
 ), gone AS (
-    DELETE FROM quarantine_events WHERE %[1]s AND id <= (SELECT last FROM page) RETURNING id
+    DELETE FROM quarantine_events WHERE %[1]s AND id IN (SELECT id FROM page) RETURNING id
 )
-SELECT (SELECT last FROM page), (SELECT count(*) FROM gone)`
+SELECT (SELECT max(id) FROM page), (SELECT count(*) FROM gone)`
 
 // PurgeQuarantined deletes the first rows of the span that the filter selects, about
 // limit of them, and returns how many and the ID where the next call goes on; done
