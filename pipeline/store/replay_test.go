@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/route"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
@@ -111,17 +112,26 @@ func TestReplayOfForgotten(tt *testing.T) {
 }
 
 // TestReplayUnderTheOldID: the ID that a message was quarantined under counts, also where
-// it would have another by now.
+// it would have another by now: in the ledger, for what routes publish, and in the search
+// for a late copy of what the ledger has forgotten.
 func TestReplayUnderTheOldID(tt *testing.T) {
 	t := newStoreTest(tt)
-	t.quarantine(timed(1))
-	for _, table := range []string{"crossfade_ledger", "quarantine_events"} {
-		t.exec(`UPDATE ` + table + ` SET message_id = overlay(message_id::text PLACING '0123456789ab' FROM 25)::uuid`)
+	t.quarantine(timed(1), timed(2))
+	t.exec(`UPDATE quarantine_events SET message_id = overlay(message_id::text PLACING '0123456789ab' FROM 25)::uuid`)
+	t.exec(`UPDATE crossfade_ledger SET message_id = overlay(message_id::text PLACING '0123456789ab' FROM 25)::uuid`)
+	t.exec(`DELETE FROM crossfade_ledger WHERE message_id = (SELECT max(message_id::text)::uuid FROM quarantine_events)`)
+	t.wantFresh("a late copy", 1, telemetry(timed(2)))
+	t.exec(`DELETE FROM crossfade_ledger WHERE message_id::text NOT LIKE '%0123456789ab'`)
+	batch := again(t.page(store.QuarantineFilter{})...)
+	for i := range batch {
+		batch[i].Entry.Routes = []*route.Route{testRoute(tt, "1")}
 	}
-	t.wantFates("replay", t.replay(again(t.page(store.QuarantineFilter{})...)), "written")
-	t.wantCount(1, `SELECT count(*) FROM telemetry`)
-	t.wantCount(1, `SELECT count(*) FROM crossfade_ledger WHERE message_id::text LIKE '%0123456789ab' AND outcome = 1`)
-	t.wantCount(1, `SELECT count(*) FROM crossfade_ledger`)
+	t.wantFates("replay", t.replay(batch), "written already_written")
+	t.wantCount(2, `SELECT count(*) FROM telemetry`)
+	t.wantCount(2, `SELECT count(*) FROM crossfade_ledger WHERE message_id::text LIKE '%0123456789ab' AND outcome = 1`)
+	t.wantCount(2, `SELECT count(*) FROM crossfade_ledger`)
+	t.wantCount(1, `SELECT count(*) FROM crossfade_outbox WHERE message_id::text LIKE '%0123456789ab'`)
+	t.wantCount(1, `SELECT count(*) FROM crossfade_outbox`)
 	t.wantCount(0, `SELECT count(*) FROM quarantine_events`)
 }
 
