@@ -103,6 +103,42 @@ func TestQuarantineRetention(tt *testing.T) {
 	}
 }
 
+// TestRetentionKeepsTheDay in which it ends: a day's rows go together, once the last of
+// them could be too old; the counters go by the minute. Telemetry and the quarantine
+// have a retention each.
+func TestRetentionKeepsTheDay(tt *testing.T) {
+	t := newPartitionTest(tt, "")
+	t.must(t.partitions(nil).Ensure(t.Context(), noon.AddDate(0, 0, -1)))
+	const keep = 36 * time.Hour
+	cutoff := noon.Add(-keep)                            // 00:30 on the 22nd
+	end := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC) // of that day
+	for _, at := range []time.Time{cutoff.Add(-time.Hour), cutoff.Add(-time.Minute), cutoff, noon} {
+		t.exec(`INSERT INTO telemetry VALUES ($1, 't1', 'd1', 's1', 'telemetry', 1, '{}')`, at)
+		t.exec(`INSERT INTO quarantine_events (ingested_at, reason) VALUES ($1, 'INVALID_JSON')`, at)
+		t.exec(`INSERT INTO quarantine_counters_minute VALUES ($1, '', 'INVALID_JSON', 1)`, at)
+	}
+	for _, c := range []struct {
+		name                  string
+		now                   time.Time
+		telemetry, quarantine time.Duration
+		want                  string
+	}{
+		{"telemetry's", noon, keep, 0, "3 4 4"},
+		{"the quarantine's", noon, 0, keep, "3 3 2"},
+		{"at the end of the day", end.Add(keep), keep, keep, "3 3 1"},
+		{"after it", end.Add(keep + time.Microsecond), keep, keep, "1 1 1"},
+	} {
+		p := t.partitions(func(o *store.PartitionOptions) {
+			o.TelemetryRetention, o.QuarantineRetention = c.telemetry, c.quarantine
+		})
+		t.must(p.Prune(t.Context(), c.now))
+		got := t.strings(`SELECT concat_ws(' ', (SELECT count(*) FROM telemetry), (SELECT count(*) FROM quarantine_events), (SELECT count(*) FROM quarantine_counters_minute))`)[0]
+		if got != c.want {
+			t.Errorf("%s: %s rows are left, want %s", c.name, got, c.want)
+		}
+	}
+}
+
 // TestRowSecurityLeavesOwnerAlone: a role that has no rights but to create tables
 // migrates, passes VerifySchema, writes every kind of message for several tenants,
 // and maintains partitions, with row security on.
