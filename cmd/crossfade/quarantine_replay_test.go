@@ -58,30 +58,43 @@ func TestQuarantineReplay(tt *testing.T) {
 	t.wantCount(1000, `SELECT count(DISTINCT seq) FROM telemetry`)
 }
 
-// TestQuarantineReplayKilled: a replay that is killed in the middle, beside another
-// one, loses and doubles nothing.
+// TestQuarantineReplayKilled: a replay that is killed, at any point and in the middle of
+// the effects and of the quarantine's change, loses and doubles nothing; nor do two at once.
 func TestQuarantineReplayKilled(tt *testing.T) {
 	t := newQuarantineTest(tt)
 	const n = 6000
 	t.fill(n)
 	t.register()
 	t.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd4', 's1')`)
+	t.exec(`CREATE FUNCTION halt() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(1); RETURN OLD; END';
+	 CREATE TRIGGER halt BEFORE DELETE ON quarantine_events FOR EACH ROW EXECUTE FUNCTION halt()`)
 	program, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	for kill := 1; kill <= 3; kill++ {
+	for _, halt := range []string{``, `LOCK TABLE device_state IN EXCLUSIVE MODE`, `SELECT pg_advisory_xact_lock(1)`} {
+		block, err := t.pool.Begin(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := block.Exec(t.Context(), halt); err != nil {
+			t.Fatal(err)
+		}
 		child := exec.Command(program, "quarantine", "replay", "--yes")
 		child.Env = append(os.Environ(), beCrossfade+"=1")
 		if err := child.Start(); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(time.Minute)
-		for t.count(`SELECT count(*) FROM telemetry`) < 1000*kill && time.Now().Before(deadline) {
+		there := `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`
+		if halt == "" {
+			there = `SELECT count(*) / 1000 FROM telemetry`
+		}
+		for deadline := time.Now().Add(time.Minute); t.count(there) == 0 && time.Now().Before(deadline); {
 			continue
 		}
 		_ = child.Process.Kill()
 		_ = child.Wait()
+		_ = block.Rollback(t.Context())
 		if ws, ok := child.ProcessState.Sys().(syscall.WaitStatus); !ok || !ws.Signaled() {
 			t.Errorf("the replay ended before it was killed: %v", child.ProcessState)
 		}
