@@ -11,6 +11,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/alecthomas/kong"
+
 	"github.com/crossfade-io/crossfade/internal/config"
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/store"
@@ -27,10 +29,30 @@ type quarantineCommand struct {
 type quarantineFilter struct {
 	Tenant []string `sep:"none" placeholder:"TENANT" help:"Only this tenant's; may be repeated. Empty: those of which no tenant could be read."`
 	Device []string `sep:"none" placeholder:"DEVICE" help:"Only this device's; may be repeated."`
-	Reason []string `placeholder:"CODE" help:"Only those with this reason code, as TOKEN_INVALID; may be repeated."`
+	Reason []string `sep:"none" placeholder:"CODE" help:"Only those with this reason code, as TOKEN_INVALID; may be repeated."`
 	Since  *string  `placeholder:"TIME" help:"Only those that arrived then or later: RFC 3339, a date, or how long ago, as 2h or 7d."`
 	Until  *string  `placeholder:"TIME" help:"Only those that arrived before then."`
-	ID     []int64  `name:"id" placeholder:"ID" help:"Only the row with this ID; may be repeated."`
+	ID     rowIDs   `name:"id" placeholder:"ID" help:"Only the row with this ID; may be repeated."`
+}
+
+// rowIDs are given one by one, or with commas between them. Kong would take an empty
+// text for no ID at all, and the filter for one that selects every row.
+type rowIDs []int64
+
+// Decode reads what one flag was given.
+func (r *rowIDs) Decode(ctx *kong.DecodeContext) error {
+	var list string
+	if err := ctx.Scan.PopValueInto("ID", &list); err != nil {
+		return err
+	}
+	for text := range strings.SplitSeq(list, ",") {
+		id, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
+		if err != nil {
+			return fmt.Errorf("%q is not the ID of a row: give a whole number, as crossfade quarantine list shows it", text)
+		}
+		*r = append(*r, id)
+	}
+	return nil
 }
 
 // resolve turns what was given into what the store understands.
@@ -45,18 +67,29 @@ func (q *quarantineFilter) resolve(ctx context.Context, s *store.Store, now time
 	if !f.Since.IsZero() && !f.Until.IsZero() && !f.Since.Before(f.Until) {
 		return f, usageError{fmt.Errorf("--since %s is not before --until %s", *q.Since, *q.Until)}
 	}
-	for _, code := range q.Reason {
-		r := pipeline.Reason(strings.ToUpper(code))
-		if !slices.Contains(reasons, r) {
-			// A service before this one may have had codes of its own.
-			r = pipeline.Reason(code)
-			if has, err := s.HasReason(ctx, r); err != nil || !has {
-				return f, errors.Join(err, usageError{fmt.Errorf("--reason %s is no reason code, and no message has it; choose of %s", printable(code), reasonList())})
+	for _, list := range q.Reason {
+		for code := range strings.SplitSeq(list, ",") {
+			r, err := knownReason(ctx, s, code)
+			if err != nil {
+				return f, err
 			}
+			f.Reasons = append(f.Reasons, r)
 		}
-		f.Reasons = append(f.Reasons, r)
 	}
 	return f, nil
+}
+
+// knownReason refuses what can only be a slip, and "" above all.
+func knownReason(ctx context.Context, s *store.Store, code string) (pipeline.Reason, error) {
+	if r := pipeline.Reason(strings.ToUpper(code)); slices.Contains(reasons, r) {
+		return r, nil
+	}
+	// A service before this one may have had codes of its own.
+	r := pipeline.Reason(code)
+	if has, err := s.HasReason(ctx, r); err != nil || !has {
+		return "", errors.Join(err, usageError{fmt.Errorf("--reason %s is no reason code, and no message has it; choose of %s", dash(printable(code)), reasonList())})
+	}
+	return r, nil
 }
 
 // reasons are all the codes, in the order in which they are checked.

@@ -123,7 +123,8 @@ func TestQuarantineList(tt *testing.T) {
 		args []string
 	}{
 		{100, nil}, {50, []string{"--tenant", "t1"}}, {100, []string{"--tenant", "t1", "--tenant", "t0"}}, {10, []string{"--reason", "token_invalid"}},
-		{10, []string{"--tenant", "t0", "--device", "d4"}}, {0, []string{"--tenant", "t,1"}}, {2, []string{"--id", "7", "--id", "9"}},
+		{10, []string{"--tenant", "t0", "--device", "d4"}}, {0, []string{"--tenant", "t,1"}}, {2, []string{"--id", "7", "--id", "9"}}, {3, []string{"--id", "7,9", "--id=8"}},
+		{100, []string{"--reason", "token_invalid,UNREGISTERED_DEVICE"}}, {50, []string{"--reason", "TOKEN_INVALID", "--reason", "UNREGISTERED_DEVICE", "--tenant", "t1"}},
 		{60, []string{"--since", "59m30s"}}, {40, []string{"--until", "59m30s"}}, {100, []string{"--since", "1d"}},
 		{0, []string{"--until", "2020-01-01"}}, {100, []string{"--since", "2020-01-01T00:00:00+01:00"}},
 	} {
@@ -173,6 +174,11 @@ func TestQuarantineRefuses(tt *testing.T) {
 		{[]string{"purge", "--yes", "--tenant", "t1", "--until", "0001-01-01"}, "--until"},
 		{[]string{"replay", "--yes", "--tenant", "t1", "--until="}, "--until"},
 		{[]string{"list", "--reason", "\xff"}, "--reason"},
+		{[]string{"list", "--reason", "TOKEN_INVALID,"}, "--reason"},
+		{[]string{"purge", "--yes", "--tenant", "t1", "--reason", ""}, "--reason"}, // must not be every reason
+		{[]string{"purge", "--yes", "--tenant", "t1", "--id="}, "--id"},            // nor every row
+		{[]string{"purge", "--yes", "--tenant", "t1", "--id", "1,,2"}, "--id"},
+		{[]string{"replay", "--yes", "--id", "99999999999999999999"}, "--id"},
 		{[]string{"list", "--limit", "0"}, "--limit"},
 		{[]string{"purge", "--yes"}, "--all"},
 		{[]string{"purge", "--yes", "--all", "--tenant", "t1"}, "contradict"},
