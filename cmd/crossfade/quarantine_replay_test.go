@@ -34,6 +34,11 @@ func TestQuarantineReplay(tt *testing.T) {
 	if a := replay(exitNo, "--dry-run"); !a.DryRun || a.Messages != 1000 || !slices.Equal(a.Outcomes, want) {
 		t.Errorf("dry run: %+v", a)
 	}
+	for _, only := range [][]string{{"--tenant", "t0", "--device", "d2"}, {"--reason", "TOKEN_INVALID"}} {
+		if a := replay(exitDone, append(only, "--dry-run")...); !slices.Equal(a.Outcomes, []outcomeJSON{{"written", "", 100}}) {
+			t.Errorf("%v: %+v", only, a)
+		}
+	}
 	t.wantCount(1000, `SELECT count(*) FROM quarantine_events`)
 	if a := replay(exitNo, "--yes"); a.DryRun || a.Messages != 1000 || !slices.Equal(a.Outcomes, want) {
 		t.Errorf("replay: %+v", a)
