@@ -117,7 +117,13 @@ func (r *replayer) batch(ctx context.Context, rows []store.Quarantined) error {
 	if err := r.retry(ctx, func() error { return r.check(ctx, batch) }); err != nil {
 		return err
 	}
-	return r.write(ctx, batch)
+	published := func(i int) int { return batch[i].Entry.Publishes(len(batch[i].Row.Raw)) }
+	for low, high := range parts(len(batch), published) {
+		if err := r.write(ctx, batch[low:high]); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // read makes the row a message again, or says why it can't be one.

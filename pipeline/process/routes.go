@@ -2,6 +2,7 @@ package process
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 	"strings"
 	"sync"
@@ -152,7 +153,7 @@ func (r *routes) tell(problems []route.Problem) {
 		r.told[line] = struct{}{}
 		r.mu.Unlock()
 		if !told {
-			r.log.Warn("a route cannot be read and is left out; mend its row in message_routes", "tenant", p.Tenant, "route", p.ID, "error", p.Err)
+			r.log.Warn("a route is left out; mend its row in message_routes", "tenant", p.Tenant, "route", p.ID, "error", p.Err)
 		}
 	}
 }
@@ -164,6 +165,31 @@ func (b *batch) matchRoutes(ctx context.Context) error {
 		return nil
 	}
 	return b.retry(ctx, len(b.entries), func() error { return b.routes.match(ctx, time.Now(), b.entries) })
+}
+
+// maxPublished bounds what one transaction adds to the outbox, unless a single message
+// adds more: a tenant may have thousands of routes that take each of its messages, and
+// a batch of those would be a transaction without end.
+const maxPublished = 16 << 20
+
+// parts cuts n messages, in their order, into as many transactions as their routes ask
+// for. published is how many bytes a message adds to the outbox.
+func parts(n int, published func(i int) int) iter.Seq2[int, int] {
+	return func(yield func(low, high int) bool) {
+		low, bytes := 0, 0
+		for i := range n {
+			more := published(i)
+			if bytes += more; bytes > maxPublished && i > low {
+				if !yield(low, i) {
+					return
+				}
+				low, bytes = i, more
+			}
+		}
+		if low < n {
+			yield(low, n)
+		}
+	}
 }
 
 // ForgetRoutes has a tenant's routes read again from the next batch on.

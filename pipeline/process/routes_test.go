@@ -2,7 +2,10 @@ package process_test
 
 import (
 	"encoding/json"
+	"fmt"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/crossfade-io/crossfade/pipeline/process"
 )
@@ -45,6 +48,41 @@ func TestBothPathsLeaveOneBody(t *testing.T) {
 	if bodies["mqtt"] != want {
 		t.Errorf("got  %s\nwant %s", bodies["mqtt"], want)
 	}
+}
+
+// TestBatchOfManyRoutes: what a batch would put into the outbox is more than one
+// transaction takes. It is several, every route gets its row, and a device's messages
+// stay in their order; so it is where they are replayed.
+func TestBatchOfManyRoutes(t *testing.T) {
+	const messages, routes = 50, 100
+	r := newRig(t, database(t), func(o *process.Options) {
+		o.Workers, o.Linger, o.Routes, o.Settings.RateLimit = 1, 500*time.Millisecond, true, 0
+	})
+	r.exec(`INSERT INTO message_routes (tenant_id, name, topic_filter, destination_type) SELECT 't1', 'n', '#', 'webhook' FROM generate_series(1, $1::int)`, routes)
+	send := func(from int) {
+		for n := range messages {
+			r.mqtt(fmt.Sprintf(`{"seq":%d,"site_id":"s1","note":%q}`, from+n, strings.Repeat("x", 4000)))
+		}
+		r.drain()
+	}
+	want := func(how string) {
+		t.Helper()
+		r.wantCount(messages*routes, `SELECT count(*) FROM crossfade_outbox`)
+		r.wantCount(0, `SELECT count(*) FROM (SELECT seq, lag(seq) OVER (ORDER BY id) AS before FROM crossfade_outbox JOIN LATERAL (
+			SELECT (convert_from(body, 'UTF8')::json #>> '{payload,seq}')::int AS seq OFFSET 0) AS s ON true) AS o WHERE seq < before`)
+		if n := r.count(`SELECT count(DISTINCT xmin::text) FROM crossfade_outbox`); n < 2 || n > 4 {
+			t.Errorf("%s: 20 MB of rows came in %d transactions, want 2 or 3", how, n)
+		}
+	}
+	send(0)
+	want("live")
+	r.exec(`TRUNCATE crossfade_outbox`)
+	r.expel()
+	r.EverythingChanged()
+	send(messages)
+	r.enrol()
+	r.replay(func(o *process.ReplayOptions) { o.Routes = true })
+	want("replayed")
 }
 
 // TestRoutesAreForgotten: what an instance hears of a change takes effect at once.

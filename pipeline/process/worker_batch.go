@@ -92,7 +92,10 @@ func (b *batch) run(ctx context.Context) {
 		b.releaseAll(b.origin)
 		return
 	}
-	b.write(ctx, b.entries, b.origin)
+	published := func(i int) int { return b.entries[i].Publishes(len(b.origin[i].Body)) }
+	for low, high := range parts(len(b.entries), published) {
+		b.write(ctx, b.entries[low:high], b.origin[low:high])
+	}
 }
 
 // pass takes out what is blocked.

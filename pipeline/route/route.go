@@ -133,6 +133,9 @@ func (r *Route) Match(m *pipeline.Message) bool {
 // that is not has no reader.
 func (r *Route) Published() bool { return r.DestinationType != DestinationPostgreSQL }
 
+// Size is how many bytes of a body do not depend on the message, the tenant's name aside.
+func (r *Route) Size() int { return len(r.head) }
+
 // AppendBody appends what is published on routes.{tenant} for a message of that
 // topic and payload; payload is canonical JSON (see [pipeline.Message.AppendPayload]).
 func (r *Route) AppendBody(dst []byte, topic string, payload []byte) []byte {

@@ -33,6 +33,19 @@ const copyOutbox = `COPY crossfade_outbox (lane, tenant_id, device_id, route_id,
 // large payloads, each of which may match many routes.
 const maxOutboxBytes = 8 << 20
 
+// Publishes is about how many bytes the entry adds to the outbox, if it takes effect.
+// body is how long the message's body is.
+func (e *Entry) Publishes(body int) int {
+	n := len(e.Routes) * (body + outboxRowBytes)
+	for _, r := range e.Routes {
+		n += r.Size()
+	}
+	return n
+}
+
+// outboxRowBytes is about what a row takes besides its body.
+const outboxRowBytes = 200
+
 // writeOutbox adds a row for every route that an entry matches, in order of arrival.
 func writeOutbox(ctx context.Context, tx pgx.Tx, entries []*Entry) error {
 	var buf, payload []byte

@@ -92,6 +92,37 @@ func TestRoutesOfAnAdoptedDatabase(tt *testing.T) {
 	}
 }
 
+// TestRoutesBeyondTheirBounds: the first ones work, and the problem names the tenant, the
+// first that does not, and the way out. Other tenants do not notice.
+func TestRoutesBeyondTheirBounds(tt *testing.T) {
+	t := newStoreTest(tt)
+	for name, c := range map[string]struct {
+		sql      string // $1 to $3: the id, its tenant, the length of its configuration
+		works    int
+		problems []string
+	}{
+		"many":     {`SELECT n, CASE WHEN n <= 10002 THEN 't1' ELSE 't2' END, 0 FROM generate_series(1, 10003) AS n`, 10_001, []string{"route 10001 of tenant t1 ", "wildcards"}},
+		"just not": {`SELECT n, 't1', 0 FROM generate_series(1, 10000) AS n`, 10_000, nil},
+		"long":     {`SELECT n, 't1', CASE n WHEN 2 THEN 262144 ELSE 262000 END FROM generate_series(1, 3) AS n`, 2, []string{"route 2 of tenant t1 ", "262144 are the most"}},
+		"altogether": {`SELECT n, 't1', CASE n WHEN 1 THEN 300000 ELSE 250000 END FROM generate_series(1, 80) AS n UNION ALL SELECT 81, 't2', 250000`,
+			68, []string{"route 1 of tenant t1 ", "route 69 of tenant t1 ", "16 MiB"}},
+	} {
+		t.exec(`TRUNCATE message_routes`)
+		t.exec(`INSERT INTO message_routes (id, tenant_id, name, topic_filter, destination_type, destination_config)
+			SELECT id, tenant, 'x', '#', 'webhook', jsonb_build_object('url', repeat('x', length)) FROM (` + c.sql + `) AS v (id, tenant, length)`)
+		ids, problems := t.routes("t1", "t2")
+		said := strings.Join(problems, "\n")
+		for _, want := range c.problems {
+			if !strings.Contains(said, want) {
+				t.Errorf("%s: the problems lack %q:\n%s", name, want, said)
+			}
+		}
+		if len(ids) != c.works || len(problems) != strings.Count(strings.Join(c.problems, ""), "route ") {
+			t.Errorf("%s: %d routes work, want %d; the problems are\n%s", name, len(ids), c.works, said)
+		}
+	}
+}
+
 func testRoute(t *testing.T, id string) *route.Route {
 	t.Helper()
 	r, err := route.Compile(route.Row{ID: id, NumericID: true, Tenant: "t1", TopicFilter: "#", DestinationType: route.DestinationWebhook})
