@@ -174,6 +174,7 @@ func TestLockedRegistry(t *testing.T) {
 	r.mqtt(good(1))
 	r.drain() // and d1 is in the cache
 	asked.devices.Store(0)
+	asked.patient.Store(0)
 	tx, err := r.db.Begin(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -181,20 +182,62 @@ func TestLockedRegistry(t *testing.T) {
 	if _, err := tx.Exec(t.Context(), `LOCK TABLE device_registry IN ACCESS EXCLUSIVE MODE`); err != nil {
 		t.Fatal(err)
 	}
-	var before atomic.Int32
+	var before, patient atomic.Int32
 	for n := range others {
 		r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: fmt.Sprintf("tenant/t%d/device/n/telemetry", n+1), Body: []byte(good(2))}, nil)
 	}
-	r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(good(2))}, func([]byte) { before.Store(asked.devices.Load()) })
+	r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(good(2))}, func([]byte) {
+		before.Store(asked.devices.Load())
+		patient.Store(asked.patient.Load())
+	})
 	r.until("the device in the cache goes on", func() bool { return r.acked.Load() == 2 })
 	if n := before.Load(); n != 2 {
 		t.Errorf("it did after %d look-ups, want 2", n)
+	}
+	if n := patient.Load(); n != 1 {
+		t.Errorf("%d of them were patient, want 1", n)
 	}
 	if err := tx.Commit(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	r.drain()
 	r.wantCount(others+2, `SELECT count(*) FROM telemetry`)
+}
+
+// TestLockedSubscriptions: devices of many tenants are to be registered whose subscriptions
+// somebody has locked. One that is in the cache goes on after one look-up and one
+// registration as patient as usual, and a bounded number of brief ones.
+func TestLockedSubscriptions(t *testing.T) {
+	const tenants, most = 40, 34
+	var asked overheard
+	r := newRigVia(t, database(t)+"&default_query_exec_mode=describe_exec", asked.dial, func(o *process.Options) {
+		o.Workers, o.BatchSize, o.Linger, o.RegistryTTL, o.AutoProvision = 1, tenants+1, time.Second, time.Hour, true
+	})
+	r.Listening(true)
+	r.exec(`INSERT INTO subscriptions (subscription_id, tenant_id, device_limit) SELECT 's' || n, 'u' || n, 10 FROM generate_series(1, $1::int) AS n`, tenants)
+	r.mqtt(good(1))
+	r.drain() // and d1 is in the cache
+	asked.patient.Store(0)
+	asked.plans.Store(0)
+	unlock := r.lock(`SELECT FROM subscriptions FOR UPDATE`)
+	var attempts, patient atomic.Int32
+	for n := range tenants {
+		r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: fmt.Sprintf("tenant/u%d/device/new/telemetry", n+1), Body: []byte(good(2))}, nil)
+	}
+	r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/d1/telemetry", Body: []byte(good(2))}, func([]byte) {
+		attempts.Store(asked.plans.Load())
+		patient.Store(asked.patient.Load())
+	})
+	r.until("the device in the cache goes on", func() bool { return r.acked.Load() == 2 })
+	if n := attempts.Load(); n < 2 || n > most {
+		t.Errorf("it did after %d attempts to register others, want 2 to %d", n, most)
+	}
+	if n := patient.Load(); n != 2 {
+		t.Errorf("%d statements before that were patient, want a look-up and an attempt", n)
+	}
+	unlock()
+	r.drain()
+	r.wantCount(tenants+2, `SELECT count(*) FROM telemetry`)
 }
 
 // TestLockedForShutdown: what is set aside when the Processor ends is given back.

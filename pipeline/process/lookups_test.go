@@ -13,22 +13,34 @@ import (
 	"github.com/crossfade-io/crossfade/pipeline/process"
 )
 
-// overheard counts the statements that look something up, on all connections.
-type overheard struct{ devices, routes, provisions atomic.Int32 }
+// overheard counts the statements that look something up, or register devices, on all
+// connections, and those that would wait for a lock as long as any.
+type overheard struct{ devices, routes, plans, provisions, patient atomic.Int32 }
 
 type overheardConn struct {
 	net.Conn
 	*overheard
+	brief bool // the transaction waits briefly
 }
 
 func (o *overheard) dial(ctx context.Context, network, address string) (net.Conn, error) {
 	c, err := new(net.Dialer).DialContext(ctx, network, address)
-	return overheardConn{c, o}, err
+	return &overheardConn{Conn: c, overheard: o}, err
 }
 
-func (c overheardConn) Write(p []byte) (int, error) {
-	for text, n := range map[string]*atomic.Int32{"FROM device_registry AS r\n  JOIN unnest": &c.devices, "FROM message_routes": &c.routes, "INSERT INTO device_registry": &c.provisions} {
-		n.Add(int32(bytes.Count(p, []byte(text))))
+func (c *overheardConn) Write(p []byte) (int, error) {
+	switch lower := bytes.ToLower(p); {
+	case bytes.Contains(lower, []byte("lock_timeout = 100")):
+		c.brief = true
+	case bytes.Contains(lower, []byte("begin")), bytes.Contains(lower, []byte("commit")), bytes.Contains(lower, []byte("rollback")):
+		c.brief = false
+	}
+	for text, n := range map[string]*atomic.Int32{"FROM device_registry AS r\n  JOIN unnest": &c.devices, "FROM message_routes": &c.routes, "INSERT INTO device_registry": &c.provisions,
+		"ORDER BY subscription_id\n   FOR NO KEY UPDATE": &c.plans} {
+		times := int32(bytes.Count(p, []byte(text)))
+		if n.Add(times); (n == &c.devices || n == &c.plans) && !c.brief {
+			c.patient.Add(times)
+		}
 	}
 	return c.Conn.Write(p)
 }
