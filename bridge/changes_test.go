@@ -269,13 +269,28 @@ func TestAppSettingsAreReadOnABeat(t *testing.T) {
 	t.Cleanup(s.Close)
 	applied := make(chan check.Settings)
 	ctx, cancel := context.WithCancel(t.Context())
-	a := newAppSettings(check.DefaultSettings(), s.AppSettings, func(s check.Settings) error { applied <- s; return nil }, slog.New(slog.DiscardHandler))
+	began := make(chan struct{}, 1)
+	read := func(ctx context.Context, keys []string) (map[string]string, error) {
+		values, err := s.AppSettings(ctx, keys)
+		signal(began)
+		return values, err
+	}
+	a := newAppSettings(check.DefaultSettings(), read, func(s check.Settings) error { applied <- s; return nil }, slog.New(slog.DiscardHandler))
+	if a.beat > 10*time.Second {
+		t.Errorf("the beat is %v: what is not announced is to take effect within seconds", a.beat)
+	}
 	a.beat = time.Millisecond
 	var following sync.WaitGroup
 	following.Go(func() { a.follow(ctx) })
+	<-began // or the first reading might find it
 	execOn(t, db, `INSERT INTO app_settings VALUES ('RATE_LIMIT_BURST', '3')`)
-	if s := <-applied; s.RateBurst != 3 {
-		t.Errorf("got %+v", s)
+	select {
+	case s := <-applied:
+		if s.RateBurst != 3 {
+			t.Errorf("got %+v", s)
+		}
+	case <-time.After(30 * time.Second):
+		t.Error("it is not read again")
 	}
 	cancel()
 	following.Wait()

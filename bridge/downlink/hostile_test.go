@@ -37,7 +37,8 @@ func TestPoisonIsParked(t *testing.T) {
 	}
 }
 
-// TestRestartsParkNothing: a broker that is killed ten times while it is sent to.
+// TestRestartsParkNothing: a broker that is killed ten times while it is sent to. What
+// was under way each time is sent again and not held against anything.
 func TestRestartsParkNothing(t *testing.T) {
 	r := newRig(t)
 	o := r.options("a")
@@ -51,6 +52,13 @@ func TestRestartsParkNothing(t *testing.T) {
 	}
 	r.becomes("3000", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink_parked`)
+	families, err := o.Registry.(*prometheus.Registry).Gather()
+	must(t, err)
+	for _, f := range families {
+		if n := f.GetMetric()[0].GetCounter().GetValue(); f.GetName() == "crossfade_downlink_failures_total" && n != 0 {
+			t.Errorf("%v attempts are taken to have failed", n)
+		}
+	}
 }
 
 // TestExpiresUnderWay: a command that expires while it is under way is not sent again

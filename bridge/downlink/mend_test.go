@@ -41,6 +41,25 @@ func TestOneBadCommandStopsNobody(t *testing.T) {
 	}
 }
 
+// TestHeldCommandsStopNobody: expired commands that somebody holds, more than are changed
+// at once, keep no others from ending, and end once they are free.
+func TestHeldCommandsStopNobody(t *testing.T) {
+	r := newRig(t)
+	r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type, expires_at)
+		SELECT 'held', 'e' || i, 'd1', 'x', now() - interval '1 day' FROM generate_series(1, 1100) AS i UNION ALL SELECT 't1', 'e', 'd1', 'x', now() - interval '1 hour'`)
+	holder, err := r.pool.Begin(t.Context())
+	must(t, err)
+	t.Cleanup(func() { _ = holder.Rollback(context.Background()) })
+	_, err = holder.Exec(t.Context(), `SELECT FROM device_commands WHERE tenant_id = 'held' FOR UPDATE`)
+	must(t, err)
+	o := r.options("a")
+	o.MQTT.URL = "mqtt://127.0.0.1:1" // nobody sends
+	r.start(o)
+	r.becomes("t1", `SELECT string_agg(tenant_id, ' ') FROM device_commands WHERE status = 'expired'`)
+	must(t, holder.Rollback(t.Context()))
+	r.becomes("1101", `SELECT count(*) FROM device_commands WHERE status = 'expired'`)
+}
+
 // TestTidyingWaitsForNobody: rows that a sender holds are left to it, so that the two
 // never wait for each other.
 func TestTidyingWaitsForNobody(t *testing.T) {
