@@ -367,21 +367,29 @@ func TestParkedRowsHoldNobodyUp(t *testing.T) {
 	}
 }
 
-// TestRouteFromEndToEnd: an envelope comes in, a route's message goes out.
+// TestRouteFromEndToEnd: an envelope comes in, a message goes out for every route that
+// takes it.
 func TestRouteFromEndToEnd(t *testing.T) {
 	s := newStack(t)
 	s.register("t1")
 	if _, err := s.pool.Exec(t.Context(), `INSERT INTO message_routes (tenant_id, name, topic_filter, destination_type, destination_config, payload_filter) VALUES
-		('t1', 'all', 'tenant/t1/device/+/telemetry', 'webhook', '{"url":"http://x"}', '{"seq":{"$lt":3}}'), ('t1', 'row', '#', 'postgresql', '{}', NULL)`); err != nil {
+		('t1', 'all', 'tenant/t1/device/+/telemetry', 'webhook', '{"url":"http://x"}', '{"seq":{"$lt":3}}'), ('t1', 'row', '#', 'postgresql', '{}', NULL),
+		('t1', 'rest', '#', 'mqtt_republish', '{}', '{"seq":{"$gte":2}}')`); err != nil {
 		t.Fatal(err)
 	}
 	i := s.start(s.publisher("a"))
 	s.flip(flags.JetStream, "t1")
 	s.publish(s.jetstream(), "t1", 5)
-	await(t, "three messages are published", func() bool { return len(s.routed()) == 3 })
+	const all = `{"id":1,"topic_filter":"tenant/t1/device/+/telemetry","destination_type":"webhook","destination_config":{"url":"http://x"},"payload_filter":{"seq":{"$lt":3}}}`
+	const rest = `{"id":3,"topic_filter":"#","destination_type":"mqtt_republish","destination_config":{},"payload_filter":{"seq":{"$gte":2}}}`
+	wanted := []struct {
+		route string
+		seq   int
+	}{{all, 0}, {all, 1}, {all, 2}, {rest, 2}, {rest, 3}, {rest, 4}}
+	await(t, "all messages are published", func() bool { return len(s.routed()) == len(wanted) })
 	for n, m := range s.routed() {
-		want := fmt.Sprintf(`{"route":{"id":1,"topic_filter":"tenant/t1/device/+/telemetry","destination_type":"webhook","destination_config":{"url":"http://x"},"payload_filter":{"seq":{"$lt":3}}},`+
-			`"topic":"tenant/t1/device/d1/telemetry","payload":{"metrics":{"v":1},"provision_token":"tok","seq":%d,"site_id":"s"},"tenant_id":"t1"}`, n)
+		want := fmt.Sprintf(`{"route":%s,"topic":"tenant/t1/device/d1/telemetry","payload":{"metrics":{"v":1},"provision_token":"tok","seq":%d,"site_id":"s"},"tenant_id":"t1"}`,
+			wanted[n].route, wanted[n].seq)
 		if string(m.Data) != want {
 			t.Errorf("got  %s\nwant %s", m.Data, want)
 		}
