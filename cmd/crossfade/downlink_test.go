@@ -56,6 +56,7 @@ func TestDownlinkCommands(tt *testing.T) {
 		t.Errorf("list as text: exit %d\n%s", code, out)
 	}
 
+	t.answer("no\n") // of the one that asks
 	for _, c := range []struct {
 		args []string
 		exit int
@@ -68,6 +69,7 @@ func TestDownlinkCommands(tt *testing.T) {
 		{[]string{"drop", "--tenant", "nobody"}, exitDone, "0 messages dropped"},
 		{[]string{"retry", "1", "--id", "2"}, exitDone, "2 messages retried"},
 		{[]string{"retry", "--waiting", "--all"}, exitDone, "2 messages retried"},
+		{[]string{"drop", "--kind", "response"}, exitNo, "Drop 3 messages for good?"},
 		{[]string{"drop", "--kind", "response", "--yes"}, exitDone, "3 messages dropped"},
 		{[]string{"drop", "--device", "d3", "--yes", "--output", "json"}, exitDone, `"dropped": 1`},
 	} {
