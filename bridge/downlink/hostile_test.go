@@ -41,13 +41,18 @@ func TestPoisonIsParked(t *testing.T) {
 // was under way each time is sent again and not held against anything.
 func TestRestartsParkNothing(t *testing.T) {
 	r := newRig(t)
+	w := r.wire()
 	o := r.options("a")
-	o.LastRetry = 200 * time.Millisecond
+	o.MQTT.URL, o.LastRetry = w.url(), 200*time.Millisecond
 	r.start(o)
+	r.becomes("64", `SELECT count(*) FROM crossfade_downlink_lanes`)
 	for round := range 10 {
+		r.becomes(fmt.Sprint(round*300), `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
+		w.hold(true)
 		r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) SELECT 't1', format('c%s-%s', $1::int, i), 'd' || i, 'x' FROM generate_series(1, 300) AS i`, round)
-		r.becomes("true", `SELECT count(*) > $1 FROM device_commands WHERE published_at IS NOT NULL`, round*100)
+		eventually(t, "commands to be under way", w.carries)
 		must(t, r.broker.Kill())
+		w.drop()
 		must(t, r.broker.Start(t.Context()))
 	}
 	r.becomes("3000", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)

@@ -275,7 +275,7 @@ func (w *wire) url() string { return "mqtt://" + w.listener.Addr().String() }
 func (w *wire) hold(held bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.held = held
+	w.held, w.stuck = held, false
 	w.let.Broadcast()
 }
 
