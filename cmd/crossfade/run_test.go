@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/internal/config"
+	"github.com/crossfade-io/crossfade/pipeline/check"
 )
 
 // TestRetentionSettings: what is set is what partitions are dropped by, and by
@@ -28,6 +30,30 @@ func TestRetentionSettings(t *testing.T) {
 		if err := bc.Partitions.Validate(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+// TestCheckSettings: by default the checks are as documented (no certificate logins, and
+// no trust in topics), and each setting arrives where it belongs, alone.
+func TestCheckSettings(t *testing.T) {
+	documented := check.Settings{MaxPayloadBytes: 8192, RateLimit: 5, RateBurst: 20, RequireToken: true}
+	for arg, change := range map[string]func(*check.Settings){
+		"":                                 func(*check.Settings) {},
+		"--pipeline-max-payload-bytes=100": func(s *check.Settings) { s.MaxPayloadBytes = 100 },
+		"--pipeline-rate-limit-rps=7":      func(s *check.Settings) { s.RateLimit = 7 },
+		"--pipeline-rate-limit-burst=8":    func(s *check.Settings) { s.RateBurst = 8 },
+		"--no-pipeline-require-token":      func(s *check.Settings) { s.RequireToken = false },
+		"--pipeline-cert-auth-enabled":     func(s *check.Settings) { s.CertAuth = true },
+		"--pipeline-cert-trust-topic":      func(s *check.Settings) { s.CertTrustTopic = true },
+	} {
+		want := documented
+		change(&want)
+		if got := configured(t, strings.Fields(arg)...).Pipeline.Settings; got != want {
+			t.Errorf("%q: %+v, want %+v", arg, got, want)
+		}
+	}
+	if configured(t).Pipeline.AutoProvision || !configured(t, "--pipeline-auto-provision").Pipeline.AutoProvision {
+		t.Error("devices are provisioned where that is not asked for, or not where it is")
 	}
 }
 
