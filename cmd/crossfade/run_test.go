@@ -1,16 +1,21 @@
 package main
 
 import (
+	"log/slog"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/alecthomas/kong"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/internal/config"
 	"github.com/crossfade-io/crossfade/pipeline/check"
+	"github.com/crossfade-io/crossfade/pipeline/process"
+	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
 // TestRetentionSettings: what is set is what partitions are dropped by, and by
@@ -54,6 +59,29 @@ func TestCheckSettings(t *testing.T) {
 	}
 	if configured(t).Pipeline.AutoProvision || !configured(t, "--pipeline-auto-provision").Pipeline.AutoProvision {
 		t.Error("devices are provisioned where that is not asked for, or not where it is")
+	}
+}
+
+// TestPipelineRanges: the pipeline takes whatever the settings' documented ranges allow.
+func TestPipelineRanges(t *testing.T) {
+	s, err := store.Open(t.Context(), store.DefaultConfig("postgres://127.0.0.1:1/none"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(s.Close)
+	for _, field := range reflect.VisibleFields(reflect.TypeFor[config.Pipeline]()) {
+		least, most, ranges := strings.Cut(field.Tag.Get("range"), "..")
+		if !ranges {
+			continue
+		}
+		for _, end := range []string{least, most} {
+			arg := "--" + field.Tag.Get("name") + "=" + end
+			o := configured(t, arg).Pipeline
+			o.Logger, o.Registry = slog.New(slog.DiscardHandler), prometheus.NewRegistry()
+			if _, err := process.New(s, o); err != nil {
+				t.Errorf("%s: %v", arg, err)
+			}
+		}
 	}
 }
 

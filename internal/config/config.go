@@ -169,7 +169,7 @@ type Mirror struct {
 // Pipeline is how messages are checked and written.
 type Pipeline struct {
 	BatchSize           int           `name:"pipeline-batch-size" env:"CROSSFADE_PIPELINE_BATCH_SIZE" default:"2000" range:"1..10000" help:"Most messages in one transaction."`
-	Linger              time.Duration `name:"pipeline-linger" env:"CROSSFADE_PIPELINE_LINGER" default:"5ms" range:"0s..10s" help:"How long a batch that is not full waits for more."`
+	Linger              time.Duration `name:"pipeline-linger" env:"CROSSFADE_PIPELINE_LINGER" default:"5ms" range:"0s..1s" help:"How long a batch that is not full waits for more."`
 	Workers             int           `name:"pipeline-workers" env:"CROSSFADE_PIPELINE_WORKERS" default:"2" range:"1..64" help:"Transactions at the same time; each takes a database connection."`
 	MessageIDMember     string        `name:"pipeline-message-id-member" env:"CROSSFADE_PIPELINE_MESSAGE_ID_MEMBER" default:"message_id" placeholder:"NAME" help:"Payload member that holds a device's own message ID, where it sends one. Empty: always derive the ID from the content. All instances must agree."`
 	MaxPayloadBytes     int           `name:"pipeline-max-payload-bytes" env:"CROSSFADE_PIPELINE_MAX_PAYLOAD_BYTES" default:"8192" range:"64..1048576" help:"Largest payload in bytes, measured on its canonical form; above it a message is quarantined as PAYLOAD_TOO_LARGE. A row MAX_PAYLOAD_BYTES in app_settings overrides it while running."`
