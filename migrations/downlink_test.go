@@ -264,6 +264,16 @@ func TestIngestWritesNoMarks(t *testing.T) {
 	}
 }
 
+// TestCommandsThatAreOverWriteNoMarks: a service may insert them too, to keep a history.
+func TestCommandsThatAreOverWriteNoMarks(t *testing.T) {
+	conn := applied(t)
+	exec(t, conn, `INSERT INTO device_commands (tenant_id, command_id, device_id, command_type, status, published_at) VALUES
+		('t1', 'c1', 'd1', 'x', 'expired', NULL), ('t1', 'c2', 'd1', 'x', 'delivered', now()), ('t1', 'c3', 'd1', 'x', 'queued', now()), ('t1', 'c4', 'd1', 'x', 'queued', NULL)`)
+	if got := strings.Join(marks(t, conn), ", "); got != "t1 d1 command c4" {
+		t.Errorf("marks: %s", got)
+	}
+}
+
 // TestDownlinkLaneStays: rows wait in lanes, and releases share them.
 func TestDownlinkLaneStays(t *testing.T) {
 	conn := applied(t)
