@@ -118,13 +118,15 @@ func TestLockedRow(t *testing.T) {
 }
 
 // TestUnreadableEntry: PostgreSQL can make nothing of the rows of some devices, in an
-// adopted table. Their messages end in quarantine, with what is wrong, until it can; all
+// adopted view. Their messages end in quarantine, with what is wrong, until it can; all
 // others are written, those of the same batch and tenant too.
 func TestUnreadableEntry(t *testing.T) {
 	r := newRig(t, database(t), func(o *process.Options) { o.Workers, o.Settings.RateLimit = 1, 1000 })
 	r.exec(`ALTER TABLE device_certificates ALTER not_after TYPE text;
+		ALTER TABLE device_certificates RENAME TO certificates;
+		CREATE VIEW device_certificates AS SELECT tenant_id, device_id, fingerprint_sha256, common_name, status, not_after::timestamptz FROM certificates;
 		INSERT INTO device_registry (tenant_id, device_id, site_id) SELECT 't' || n % 3, 'n' || n, 's1' FROM generate_series(0, 99) AS n;
-		INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) VALUES ('t1', 'n13', 'a', 'x', 'by noon'), ('t2', 'n50', 'b', 'y', 'by noon')`)
+		INSERT INTO certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) VALUES ('t1', 'n13', 'a', 'x', 'by noon'), ('t2', 'n50', 'b', 'y', 'by noon')`)
 	seq := 0
 	send := func(devices ...int) {
 		for _, n := range devices {
@@ -141,8 +143,8 @@ func TestUnreadableEntry(t *testing.T) {
 	r.wantCount(98, `SELECT count(*) FROM telemetry`)
 	r.wantCount(2, `SELECT count(*) FROM quarantine_events WHERE reason = 'UNREGISTERED_DEVICE' AND detail LIKE 'what the registry says of the device cannot be read%22007%' AND device_id IN ('n13', 'n50')`)
 	// Many of them: they do not keep one that is mended, and others, for ever.
-	r.exec(`UPDATE device_certificates SET not_after = NULL;
-		INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) SELECT 't' || n % 3, 'n' || n, 'c' || n, 'x', 'by noon' FROM generate_series(52, 99) AS n`)
+	r.exec(`UPDATE certificates SET not_after = NULL;
+		INSERT INTO certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) SELECT 't' || n % 3, 'n' || n, 'c' || n, 'x', 'by noon' FROM generate_series(52, 99) AS n`)
 	written := func() int {
 		r.EverythingChanged()
 		send(all...)
@@ -152,13 +154,37 @@ func TestUnreadableEntry(t *testing.T) {
 	if n := written(); n != 52 {
 		t.Errorf("messages of %d devices are written, want 52", n)
 	}
-	r.exec(`UPDATE device_certificates SET not_after = NULL`)
+	r.exec(`UPDATE certificates SET not_after = NULL`)
 	if n := written(); n != 100 {
 		t.Errorf("messages of %d devices are written, want all", n)
 	}
 	if r.released.Load() != 0 || r.Health() != nil {
 		t.Errorf("%d released, health %v", r.released.Load(), r.Health())
 	}
+}
+
+// TestUnreadableTenant: all devices of a tenant have something in a column of text that
+// is no time. One look-up tells all of them, and nothing piles up.
+func TestUnreadableTenant(t *testing.T) {
+	const devices = 1000
+	var asked overheard
+	r := newRigVia(t, database(t)+"&default_query_exec_mode=describe_exec", asked.dial, func(o *process.Options) {
+		o.Workers, o.BatchSize, o.Linger, o.RegistryTTL = 1, devices+1, time.Second, time.Hour
+	})
+	r.Listening(true)
+	r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) SELECT 't2', 'n' || n, 's1' FROM generate_series(1, $1::int) AS n`, devices)
+	r.exec(`ALTER TABLE device_certificates ALTER not_after TYPE text;
+		INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) SELECT tenant_id, device_id, device_id, 'x', '' FROM device_registry WHERE tenant_id = 't2'`)
+	for n := range devices {
+		r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: fmt.Sprintf("tenant/t2/device/n%d/telemetry", n+1), Body: []byte(good(n))}, nil)
+	}
+	r.mqtt(good(1))
+	r.drain()
+	if n := asked.devices.Load(); n > 2 {
+		t.Errorf("%d look-ups", n)
+	}
+	r.wantCount(1, `SELECT count(*) FROM telemetry`)
+	r.wantCount(devices, `SELECT count(*) FROM quarantine_events WHERE reason = 'UNREGISTERED_DEVICE' AND detail LIKE '%device_certificates.not_after%'`)
 }
 
 // TestLockedRegistry: while somebody alters the table, devices that are in the cache go

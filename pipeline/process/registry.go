@@ -202,6 +202,7 @@ func (r *registry) lookup(ctx context.Context, now time.Time, w wanted) error {
 		c, in := cached{at: now}, r.unknown
 		if d, ok := found[k]; ok {
 			c.device, in = &d, r.known
+			r.noteUnreadable(now, k, d.Unreadable)
 		} else if full[k] {
 			c.device = pipeline.NoRoom
 		}
@@ -221,12 +222,18 @@ func (r *registry) unreadable(k pipeline.DeviceKey, err error) *pipeline.Device 
 	defer r.mu.Unlock()
 	now := time.Now()
 	r.known.put(k, cached{at: now, device: d})
-	if now.Sub(r.told) > 10*time.Second {
-		r.told = now
-		r.log.Warn("what the registry says of a device cannot be read, and its messages go to quarantine until it can: mend its rows in device_registry, device_certificates or device_tiers, then replay them",
-			"tenant", k.Tenant, "device", k.Device, "error", err)
-	}
+	r.noteUnreadable(now, k, d.Unreadable)
 	return d
+}
+
+// noteUnreadable logs one of them in ten seconds; r.mu is held.
+func (r *registry) noteUnreadable(now time.Time, k pipeline.DeviceKey, why string) {
+	if why == "" || now.Sub(r.told) <= 10*time.Second {
+		return
+	}
+	r.told = now
+	r.log.Warn("what the registry says of a device cannot be read, and its messages go to quarantine until it can: mend its rows in device_registry, device_certificates or device_tiers, then replay them",
+		"tenant", k.Tenant, "device", k.Device, "error", why)
 }
 
 // depart answers from the cache what somebody else has asked for meanwhile, and

@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"time"
 	"unicode"
@@ -57,10 +58,11 @@ func shadowVersion(e *Entry) int64 {
 // findDevices reads identifiers and statuses as text: in adopted databases they may be
 // text in one table and uuid, integer or an enum in the other. It reads key maps as text
 // too, for in a column of json there may be what jsonb refuses; the longest fill a
-// batch's memory. A certificate without a common name proves nothing.
+// batch's memory. A certificate without a common name proves nothing. When it ends may be
+// text as well: a cast that fails would fail the look-up of all that is asked for with it.
 const findDevices = `
 SELECT r.tenant_id, r.device_id, coalesce(r.site_id::text, ''), coalesce(r.status::text, ''), coalesce(lower(r.provision_token_hash), ''),
-       coalesce(sub.status::text, ''), greatest(coalesce(r.sensor_limit, tier.default_sensor_limit, $3)::int8, 0), ` + locationPinned + `,
+       coalesce(sub.status::text, ''), least(greatest(coalesce(r.sensor_limit, tier.default_sensor_limit, $3), 0), 1000000)::int8, ` + locationPinned + `,
        cert.names, cert.expiries, map.texts
   FROM device_registry AS r
   JOIN unnest($1::text[], $2::text[]) AS k(tenant_id, device_id) USING (tenant_id, device_id)
@@ -68,7 +70,7 @@ SELECT r.tenant_id, r.device_id, coalesce(r.site_id::text, ''), coalesce(r.statu
   LEFT JOIN device_tiers AS tier ON tier.tier_id::text = r.tier_id::text
  CROSS JOIN LATERAL (
        SELECT array_agg(common_name::text ORDER BY fingerprint_sha256) AS names,
-              array_agg(CASE WHEN not_after < 'infinity' THEN greatest(not_after::timestamptz, 'epoch') END ORDER BY fingerprint_sha256) AS expiries
+              array_agg(to_jsonb(not_after) #>> '{}' ORDER BY fingerprint_sha256) AS expiries
          FROM device_certificates
         WHERE tenant_id = r.tenant_id AND device_id = r.device_id AND status = 'ACTIVE' AND common_name IS NOT NULL) AS cert
  CROSS JOIN LATERAL (
@@ -108,26 +110,47 @@ func (s *Store) Devices(ctx context.Context, keys []pipeline.DeviceKey) (map[pip
 	var k pipeline.DeviceKey
 	var d pipeline.Device
 	var subjects, maps []string
-	var expiries []*time.Time
+	var expiries []*string
 	columns := []any{&k.Tenant, &k.Device, &d.Site, &d.Status, &d.TokenHash, &d.Subscription, &d.SensorLimit, &d.LocationPinned, &subjects, &expiries, &maps}
 	_, err = pgx.ForEachRow(rows, columns, func() error {
-		d.Certificates, d.KeyMap = certificates(subjects, expiries), keyMap(maps)
+		d.KeyMap = keyMap(maps)
+		d.Certificates, d.Unreadable = certificates(subjects, expiries)
 		found[k] = d
 		return nil
 	})
 	return found, translate("look up devices", err)
 }
 
-func certificates(subjects []string, expiries []*time.Time) []pipeline.Certificate {
-	var list []pipeline.Certificate
+// certificates also returns what is wrong, where it cannot be told when one ends.
+func certificates(subjects []string, expiries []*string) (list []pipeline.Certificate, unreadable string) {
 	for i, name := range subjects {
-		c := pipeline.Certificate{CommonName: name}
-		if expiries[i] != nil {
-			c.NotAfter = expiries[i].UTC()
+		end, ok := expiry(expiries[i])
+		if !ok {
+			return nil, fmt.Sprintf("device_certificates.not_after of an ACTIVE certificate is %.40q: no time of ISO 8601", *expiries[i])
 		}
-		list = append(list, c)
+		list = append(list, pipeline.Certificate{CommonName: name, NotAfter: end})
 	}
-	return list
+	return list, ""
+}
+
+// expiry reads a column of whatever type in the form that it has in JSON. Zero is never;
+// what ended before 1970 did so then, and what ends after 9999 does so before.
+func expiry(text *string) (end time.Time, ok bool) {
+	epoch := time.Unix(0, 0).UTC()
+	switch {
+	case text == nil || *text == "infinity":
+		return time.Time{}, true
+	case *text == "-infinity" || strings.HasSuffix(*text, " BC"):
+		return epoch, true
+	}
+	s := strings.TrimSpace(*text)
+	if year := strings.IndexByte(s, '-'); year > 4 && strings.Trim(s[:year], "0123456789") == "" {
+		s = "9996" + s[year:] // a leap year
+	}
+	if end, ok = pipeline.ParseTimestamp(s); ok && end.Before(epoch) {
+		end = epoch
+	}
+	return end, ok
 }
 
 // maxMetricKey bounds, in characters, the names that modules may give, as the

@@ -87,6 +87,53 @@ func TestKeyMapsOfOtherTypes(tt *testing.T) {
 	}
 }
 
+// TestExpiriesOfOtherTypes: in an adopted table they may be text or without a zone. One
+// that is no time makes that device unreadable, and no other. A limit may be any number.
+func TestExpiriesOfOtherTypes(tt *testing.T) {
+	t := newStoreTest(tt)
+	t.exec(`INSERT INTO device_registry (tenant_id, device_id) SELECT 't1', 'd' || n FROM generate_series(1, 12) AS n;
+		ALTER TABLE device_registry ALTER sensor_limit TYPE numeric;
+		UPDATE device_registry SET sensor_limit = 1e30 WHERE device_id = 'd1';
+		UPDATE device_registry SET sensor_limit = 'NaN' WHERE device_id = 'd2'`)
+	at := func(year int) *time.Time { v := time.Date(year, 2, 28, 0, 0, 0, 0, time.UTC); return &v }
+	never, epoch := &time.Time{}, new(time.Time)
+	*epoch = time.Unix(0, 0).UTC()
+	for of, values := range map[string]map[string]*time.Time{ // nil: unreadable
+		"timestamptz": {"NULL": never, "'2027-02-28 01:00+01'": at(2027), "'infinity'": never, "'-infinity'": epoch, "'0044-03-15 BC'": epoch, "'1969-12-31'": epoch, "'20000-02-28'": at(9996)},
+		"timestamp":   {"NULL": never, "'2027-02-28'": at(2027), "'infinity'": never, "'0044-03-15 BC'": epoch},
+		"date":        {"NULL": never, "'2027-02-28'": at(2027), "'-infinity'": epoch, "'20000-02-28'": at(9996)},
+		"text": {"NULL": never, "'2027-02-28'": at(2027), "' 2027-02-28 01:00:00+01'": at(2027), "'20270228T000000Z'": at(2027), "'infinity'": never,
+			"''": nil, "'by noon'": nil, "'never'": nil, "'20000-02-30'": nil, "'x2000-02-28'": nil},
+	} {
+		t.exec(`TRUNCATE device_certificates; ALTER TABLE device_certificates ALTER not_after TYPE ` + of + ` USING NULL`)
+		var keys []pipeline.DeviceKey
+		want := make(map[pipeline.DeviceKey]*time.Time)
+		for value, end := range values {
+			key := pipeline.DeviceKey{Tenant: "t1", Device: fmt.Sprintf("d%d", len(keys)+1)}
+			keys, want[key] = append(keys, key), end
+			t.exec(`INSERT INTO device_certificates (tenant_id, device_id, fingerprint_sha256, common_name, not_after) VALUES ('t1', $1, $1, 'x', `+value+`)`, key.Device)
+		}
+		got, err := t.Devices(t.Context(), keys)
+		t.must(err)
+		for key, end := range want {
+			d, ok := got[key]
+			switch {
+			case !ok:
+				t.Errorf("%s: %v is not found", of, key)
+			case end == nil:
+				if !strings.Contains(d.Unreadable, "device_certificates.not_after") || d.Certificates != nil {
+					t.Errorf("%s: %v is %+v, want it to be unreadable", of, key, d)
+				}
+			case d.Unreadable != "" || len(d.Certificates) != 1 || !d.Certificates[0].NotAfter.Equal(*end):
+				t.Errorf("%s: %v is %+v, want %v", of, key, d, end)
+			}
+		}
+		if one, two := got[keys[0]].SensorLimit, got[keys[1]].SensorLimit; one != 1_000_000 || two != 1_000_000 {
+			t.Errorf("limits %d and %d", one, two)
+		}
+	}
+}
+
 func shadow(device, payload string) store.Entry {
 	return entryOf(copyOf("tenant/t1/device/"+device+"/shadow/reported", payload, noon))
 }
