@@ -91,6 +91,31 @@ func TestDeviceDeletedMeanwhile(t *testing.T) {
 	}
 }
 
+// TestDeviceDeletedWhileTheRegistryIsLocked: the registry cannot be asked again at once.
+// What it says later counts, not what was remembered of the devices.
+func TestDeviceDeletedWhileTheRegistryIsLocked(t *testing.T) {
+	r := newRig(t, database(t), func(o *process.Options) { o.Workers = 1 })
+	r.exec(`ALTER TABLE device_state ADD FOREIGN KEY (tenant_id, device_id) REFERENCES device_registry ON DELETE CASCADE;
+		INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd2', 's1')`)
+	both := func(n int) {
+		for _, device := range []string{"d1", "d2"} {
+			r.deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/t1/device/" + device + "/telemetry", Body: []byte(good(n))}, nil)
+		}
+	}
+	both(1)
+	r.drain()
+	r.exec(`DELETE FROM device_registry`) // and nobody listens
+	unlock := r.lock(`LOCK TABLE device_certificates IN ACCESS EXCLUSIVE MODE`)
+	both(2)
+	r.until("the messages wait", func() bool { return r.SetAside() != nil })
+	r.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id, status) VALUES ('t1', 'd1', 's1', 'REVOKED')`)
+	unlock()
+	r.drain()
+	r.wantCount(2, `SELECT count(*) FROM telemetry`)
+	r.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE device_id = 'd1' AND reason = 'DEVICE_REVOKED'`)
+	r.wantCount(1, `SELECT count(*) FROM quarantine_events WHERE device_id = 'd2' AND reason = 'UNREGISTERED_DEVICE'`)
+}
+
 // TestNarrowColumns: on the predecessor's tables a long name is refused by
 // telemetry and by quarantine_events alike. It must not hold up the others.
 func TestNarrowColumns(t *testing.T) {
