@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/crossfade-io/crossfade/pipeline"
+	"github.com/crossfade-io/crossfade/pipeline/route"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
@@ -63,35 +64,53 @@ func TestNotify(tt *testing.T) {
 }
 
 // TestNotifyWithAFullQueue: who listens and does not come to read fills the queue of
-// notifications, 8 GB of it. Telemetry is written all the same, and everything else waits:
-// it is no fault of the messages.
+// notifications, 8 GB of it. What ingest writes is written all the same, with routes,
+// acks and devices that register themselves; a commit that fails waits: it is no fault of
+// the messages.
 func TestNotifyWithAFullQueue(tt *testing.T) {
 	t := newStoreTest(tt)
 	// 8 GB are too many for a test; so are the others' notifications.
-	t.exec(`CREATE SCHEMA fuller; CREATE FUNCTION fuller.pg_notification_queue_usage() RETURNS float8 LANGUAGE sql AS 'SELECT 0.95::float8'`)
+	t.exec(`CREATE SCHEMA fuller; CREATE FUNCTION fuller.pg_notification_queue_usage() RETURNS float8 LANGUAGE sql AS 'SELECT 0.95::float8';
+		INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s', 't1'), ('s3', 't3');
+		INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) VALUES ('t1', 'c1', 'd1', 'x')`)
+	full := func(yes bool) {
+		path, of := "RESET search_path", "public"
+		if yes {
+			path, of = "SET search_path = fuller, public, pg_catalog", "fuller, public, pg_catalog"
+		}
+		t.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + path + `', current_database()); END $$;
+			ALTER FUNCTION crossfade_devices_changed() SET search_path = ` + of)
+	}
+	all := func(tenant string) {
+		one := openStoreTest(tt, t.url)
+		e := entryOf(copyOf("tenant/"+tenant+"/device/d1/telemetry", `{"seq":1}`, noon))
+		e.Routes = []*route.Route{testRoute(tt, "1")}
+		one.wantFresh("telemetry with a route", 1, e)
+		one.wantFresh("an ack", 1, entryOf(copyOf("tenant/"+tenant+"/device/d1/commands/ack", `{"command_id":"c1"}`, noon)))
+		_, refused, err := one.Provision(t.Context(), []store.NewDevice{newDevice(tenant, "d9")})
+		t.must(errors.Join(refused, err))
+	}
+	conn := schemaConn(tt, t.url)
+	schemaExec(tt, conn, `LISTEN telemetry_inserted; LISTEN crossfade_outbox; LISTEN crossfade_downlink; LISTEN crossfade_changes`)
+	full(true)
+	all("t1")
+	full(false)
+	all("t3")
+	for _, want := range []string{"crossfade_outbox", `telemetry_inserted["t3"]`, "crossfade_downlink", `crossfade_changes{"d" : ["t3", "d9"]}`} {
+		n, err := conn.WaitForNotification(t.Context())
+		t.must(err)
+		if got := n.Channel + n.Payload; got != want {
+			t.Errorf("the queue being empty again: got %s, want %s", got, want)
+		}
+	}
 	t.exec(`CREATE FUNCTION full_queue() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 		RAISE EXCEPTION 'too many notifications in the NOTIFY queue' USING ERRCODE = 'program_limit_exceeded'; END $$;
 		CREATE CONSTRAINT TRIGGER full_queue AFTER INSERT ON crossfade_downlink DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION full_queue();
-		CREATE CONSTRAINT TRIGGER full_queue AFTER INSERT ON device_registry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION full_queue();
-		INSERT INTO subscriptions (subscription_id, tenant_id) VALUES ('s', 't1')`)
-	newSessions := func(what string) {
-		t.exec(`DO $$ BEGIN EXECUTE format('ALTER DATABASE %I ` + what + `', current_database()); END $$`)
-	}
-	conn := schemaConn(tt, t.url)
-	schemaExec(tt, conn, `LISTEN telemetry_inserted`)
-	newSessions(`SET search_path = fuller, public, pg_catalog`)
-	openStoreTest(tt, t.url).wantFresh("telemetry", 1, telemetry(`{"seq":1}`))
-	newSessions(`RESET search_path`)
-	t.wantFresh("telemetry, the queue being empty", 1, entryOf(copyOf("tenant/t2/device/d1/telemetry", `{"seq":1}`, noon)))
-	n, err := conn.WaitForNotification(t.Context())
-	t.must(err)
-	if n.Payload != `["t2"]` {
-		t.Errorf("a full queue got %s", n.Payload)
-	}
-	if err := t.Commit(t.Context(), []store.Entry{ack("d1", `{"command_id":"c1"}`)}); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
+		CREATE CONSTRAINT TRIGGER full_queue AFTER INSERT ON device_registry DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION full_queue()`)
+	if err := t.Commit(t.Context(), []store.Entry{ack("d2", `{"command_id":"c1"}`)}); !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
 		t.Errorf("an ack: %v", err)
 	}
-	if _, refused, err := t.Provision(t.Context(), []store.NewDevice{newDevice("t1", "d9")}); refused != nil || !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
+	if _, refused, err := t.Provision(t.Context(), []store.NewDevice{newDevice("t1", "d8")}); refused != nil || !errors.Is(err, store.ErrUnavailable) || errors.Is(err, store.ErrData) {
 		t.Errorf("a device that registers itself: %v, %v", refused, err)
 	}
 }
