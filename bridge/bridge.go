@@ -280,6 +280,7 @@ func (b *Bridge) makeSources() error {
 			return err
 		}
 		b.feeds, b.jetstream = append(b.feeds, f), f
+		b.gate.largest = func() int { return f.source().Largest() }
 		b.registry.MustRegister(jetstreamCollector{f.source})
 	}
 	if c.Mirror != nil {

@@ -16,7 +16,9 @@ type gate struct {
 	// look returns a tenant's stage, and whether copies may be dropped by it.
 	look func(tenant string) (s stage.Stage, mayDrop bool)
 	// spans reports whether a moment by a stream's clock is within what look goes by.
-	spans    func(stored time.Time) bool
+	spans func(stored time.Time) bool
+	// largest is the most bytes that the streams take in one message; 0: not known.
+	largest  func() int
 	process  func(pipeline.Delivery)
 	hold     func(pipeline.Delivery, uint64)
 	sentinel func(*pipeline.Delivery, pipeline.Sentinel) // takes it over
@@ -26,7 +28,7 @@ type gate struct {
 
 // newGate makes a gate whose functions are still to be set.
 func newGate(reg prometheus.Registerer) *gate {
-	g := &gate{spans: func(time.Time) bool { return true }}
+	g := &gate{spans: func(time.Time) bool { return true }, largest: func() int { return 0 }}
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_dropped_total",
 		Help: "Copies that were acknowledged unseen, since the other path has their messages, by path."}, []string{"path"})
 	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
@@ -74,21 +76,27 @@ func (g *gate) decide(d *pipeline.Delivery) stage.Action {
 	s, mayDrop := g.look(tenant)
 	// A machine that was stopped with its clocks has nothing else to tell it so. Of MQTT
 	// copies none can be new to a session whose proof the leader has waited for.
-	mayDrop = mayDrop && !bulky(d) && (d.Path == pipeline.PathMQTT || g.spans(d.Receipt.Occurred()))
+	mayDrop = mayDrop && !g.bulky(d) && (d.Path == pipeline.PathMQTT || g.spans(d.Receipt.Occurred()))
 	return stage.Decide(s, d.Path, mayDrop, false)
 }
 
 // mostBody and mostName are the most bytes of a body, and of a topic or user name, that
 // are sure to get through the other path. Escaped, and with the topic twice, they fit
-// into an envelope of 64 KiB, below which no server's or stream's limit may lie.
-const mostBody, mostName = 8 << 10, 512
+// into an envelope of mostEnvelope. Where a server or a stream takes less than that, so
+// much less is sure.
+const mostBody, mostName, mostEnvelope = 8 << 10, 512, 64 << 10
 
 // bulky reports whether a copy may be the only one of its message: the mirror cannot
 // bring an envelope above NATS's limits, and no broker hands a packet above ours over.
 // Such copies are never dropped; they stand by for the other one.
-func bulky(d *pipeline.Delivery) bool {
+func (g *gate) bulky(d *pipeline.Delivery) bool {
 	if d.Path == pipeline.PathJetStream {
 		return len(d.Body) > mostBody
 	}
-	return len(d.Body) > mostBody || len(d.Topic) > mostName || len(d.Username) > mostName
+	body, name := mostBody, mostName
+	if n := g.largest(); n > 0 && n < mostEnvelope {
+		n = max(n-512, 0) // for what is in every envelope, and its header
+		body, name = n/(mostEnvelope/mostBody), n/(mostEnvelope/mostName)
+	}
+	return len(d.Body) > body || len(d.Topic) > name || len(d.Username) > name
 }

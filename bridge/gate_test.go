@@ -138,6 +138,11 @@ func TestGateDropsNothingBulky(t *testing.T) {
 	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: topic})
 	deliver(pipeline.Delivery{Path: pipeline.PathJetStream, Subject: "telemetry.m", Body: make([]byte, mostBody+1)})
 	expect(t, "held", b.held, "mqtttenant/j/device/d/x", "mqtttenant/j/device/d/y", "mqtt"+topic, "jetstreamtelemetry.m")
+	b.held, b.largest = nil, func() int { return 8 << 10 }
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/z", Body: make([]byte, 960)})
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/x", Body: make([]byte, 961)})
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/y", Username: strings.Repeat("u", 61)})
+	expect(t, "held where the streams take 8 KiB", b.held, "mqtttenant/j/device/d/x", "mqtttenant/j/device/d/y")
 }
 
 // TestGateAfterAStandstill: what a stream has stored after the end of the lease is not

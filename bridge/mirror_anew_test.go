@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	natsjs "github.com/nats-io/nats.go/jetstream"
+
 	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/control"
 	"github.com/crossfade-io/crossfade/bridge/stage"
@@ -69,10 +71,14 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 }
 
 // TestTooLargeForTheMirror: a message whose envelope NATS does not take ends in
-// quarantine in stage jetstream, too, where other MQTT copies are dropped unseen.
+// quarantine in stage jetstream, too, where other MQTT copies are dropped unseen; or it is
+// written, where it is no more than the stream that refuses it.
 func TestTooLargeForTheMirror(t *testing.T) {
 	s := newStack(t)
 	s.register("acme")
+	if _, err := s.jetstream().CreateStream(t.Context(), natsjs.StreamConfig{Name: "TELEMETRY", Subjects: []string{"telemetry.>"}, MaxMsgSize: 8 << 10}); err != nil {
+		t.Fatal(err)
+	}
 	a := s.start(s.config("a"))
 	s.flip(flags.Variant(stage.JetStream), "acme")
 	s.arrive(stage.JetStream, "acme")
@@ -91,6 +97,7 @@ func TestTooLargeForTheMirror(t *testing.T) {
 		return s.count(`SELECT count(*) FROM quarantine_events WHERE reason = 'PAYLOAD_TOO_LARGE'`) == 1
 	})
 	message("y")
+	message(strings.Repeat("z", 8<<10-90)) // max_payload_bytes would do, with the envelope it is too much
 	await(t, "the others", func() bool { return s.count(`SELECT count(*) FROM telemetry`) == seq-1 })
 	if n := s.count(`SELECT count(*) FROM telemetry WHERE seq = $1`, large); n != 0 {
 		t.Error("it is written")

@@ -26,6 +26,7 @@ type puller struct {
 
 	state   atomic.Pointer[error] // what Health says
 	ackWait atomic.Int64          // nanoseconds; the consumer's own
+	largest atomic.Int64          // bytes that the stream takes in one message; 0: not known yet
 	ended   atomic.Bool           // run has returned
 
 	// Receipts are sent only while the current generation is known to be good.

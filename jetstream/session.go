@@ -114,6 +114,11 @@ func (s *session) begin(ctx context.Context, epoch uint64) error {
 
 // limits fits the window and the pulls to what the consumer permits.
 func (s *session) limits(e ensured) {
+	largest := s.p.conn.nc.MaxPayload()
+	if most := int64(e.stream.CachedInfo().Config.MaxMsgSize); most > 0 {
+		largest = min(largest, most)
+	}
+	s.p.largest.Store(largest)
 	c := e.consumer.Config
 	window := s.p.cfg.Window
 	if c.MaxAckPending > 0 {

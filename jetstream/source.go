@@ -165,6 +165,19 @@ func (s *Source) Health() error {
 	return errors.Join(errs...)
 }
 
+// Largest is the most bytes that the server and every stream took in one message when
+// they were last looked at, headers included; 0 where nothing is known of that yet. It
+// does no I/O.
+func (s *Source) Largest() int {
+	largest := int64(0)
+	for _, p := range s.pullers {
+		if n := p.largest.Load(); n > 0 && (largest == 0 || n < largest) {
+			largest = n
+		}
+	}
+	return int(largest)
+}
+
 // ConsumerStats counts what one consumer's loop did since the source was made.
 type ConsumerStats struct {
 	Stream, Consumer string
