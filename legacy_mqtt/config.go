@@ -52,6 +52,11 @@ type Config struct {
 	// the answers to keep-alives, so this is the last resort. 0: four times
 	// Window; otherwise at least Window.
 	HardLimit int
+	// WindowBytes bounds the memory of messages that were read and are not settled, in
+	// bytes, 1 and up; one message is always taken, and one more may be read. So devices
+	// with large messages cannot make us hold any amount while PostgreSQL is slow or
+	// away. At the limit it is as at HardLimit.
+	WindowBytes int64
 	// SessionExpiry is how long the broker keeps the session while no
 	// connection is up. Whole seconds, at least 1 s.
 	SessionExpiry time.Duration
@@ -98,6 +103,7 @@ func DefaultConfig() Config {
 	return Config{
 		Filters:        slices.Clone(defaultFilters),
 		Window:         8000,
+		WindowBytes:    128 << 20,
 		MaxPacket:      4 << 20,
 		SessionExpiry:  24 * time.Hour,
 		KeepAlive:      30 * time.Second,
@@ -178,6 +184,9 @@ func (c Config) validateLimits(bad complaint) {
 	}
 	if c.HardLimit != 0 && c.HardLimit < c.Window {
 		bad("HardLimit", "%d is below Window (%d); raise it, or set 0 for four times Window", c.HardLimit, c.Window)
+	}
+	if c.WindowBytes < 1 {
+		bad("WindowBytes", "%d is out of range; choose 1 or more, best some hundred times the largest payload that is accepted", c.WindowBytes)
 	}
 	seconds := func(field string, d, most time.Duration) {
 		if d < time.Second || d > most || d%time.Second != 0 {

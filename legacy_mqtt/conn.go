@@ -35,6 +35,7 @@ type conn struct {
 	net.Conn
 	readMu sync.Mutex // finish reads too, when paho may have stopped
 	reader *bufio.Reader
+	inflow *inflow // nil: reading never waits
 
 	mu     sync.Mutex // what Lock locks; protects the rest of this block
 	buf    []byte
@@ -90,11 +91,17 @@ func (b *conn) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// Read fills p from the network.
+// Read fills p from the network, once there is room for what it brings.
 func (b *conn) Read(p []byte) (int, error) {
 	b.readMu.Lock()
 	defer b.readMu.Unlock()
-	return b.reader.Read(p)
+	if b.inflow == nil {
+		return b.reader.Read(p)
+	}
+	b.inflow.await(b.closing)
+	n, err := b.reader.Read(p)
+	b.inflow.read(p[:n])
+	return n, err
 }
 
 // expect enters a received QoS 1 message into the ledger.

@@ -53,6 +53,7 @@ func (s *Source) connect(ctx context.Context, _ autopaho.ClientConfig, u *url.UR
 	}
 	var c *conn
 	c = newConn(raw, func() { time.AfterFunc(s.cfg.ReleaseDelay, func() { s.renew(c) }) })
+	c.inflow = newInflow(func(queued int64) bool { return s.counters.inHandBytes.Load()+queued < s.cfg.WindowBytes })
 	s.current.Store(c)
 	return c, nil
 }

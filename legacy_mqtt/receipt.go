@@ -18,6 +18,7 @@ type receipt struct {
 	conn     *conn
 	seq      uint64 // in conn's ledger, or for QoS 0 in the source's
 	arrived  time.Time
+	size     int64 // of the body, in bytes
 	qos0     bool
 	finished atomic.Bool
 }
@@ -28,7 +29,7 @@ func (r *receipt) Ack() error {
 	if !r.finished.CompareAndSwap(false, true) {
 		return errSettled
 	}
-	defer r.source.letGo()
+	defer r.source.letGo(r.size)
 	if r.qos0 {
 		r.source.unconfirmed.settle(r.seq)
 	} else if err := r.conn.settle(r.seq, ackGiven); err != nil {
@@ -54,7 +55,7 @@ func (r *receipt) AckThen(then func()) error {
 	if !r.finished.CompareAndSwap(false, true) {
 		return errSettled
 	}
-	defer r.source.letGo()
+	defer r.source.letGo(r.size)
 	if r.qos0 {
 		r.source.unconfirmed.settle(r.seq)
 		return errUnordered
@@ -75,7 +76,7 @@ func (r *receipt) Release() error {
 	if !r.finished.CompareAndSwap(false, true) {
 		return errSettled
 	}
-	defer r.source.letGo()
+	defer r.source.letGo(r.size)
 	r.source.counters.released.Add(1)
 	if r.qos0 {
 		r.source.unconfirmed.settle(r.seq)

@@ -47,7 +47,8 @@ type Source struct {
 	// the connection by which the message came.
 	current     atomic.Pointer[conn]
 	unconfirmed unconfirmed
-	room        chan struct{} // in hand fell below the hard limit
+	full        atomic.Bool   // a message waits for room
+	room        chan struct{} // something was settled meanwhile
 	lastFull    atomic.Int64  // when the hard limit was last logged, Unix seconds
 	kept        atomic.Int64  // see Kept
 
@@ -139,7 +140,13 @@ func (s *Source) endIntake() {
 // holds up the connection while it runs.
 func (s *Source) receive(pr paho.PublishReceived) (bool, error) {
 	c := s.current.Load()
-	if !s.awaitRoom(c) {
+	d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: pr.Packet.Topic, Body: pr.Packet.Payload}
+	if s.cfg.UsernameProperty != "" {
+		d.Username = usernameIn(pr.Packet.Properties.User, s.cfg.UsernameProperty)
+	}
+	size := int64(len(d.Topic) + len(d.Body) + len(d.Username))
+	defer c.inflow.handedOver()
+	if !s.awaitRoom(c, size) {
 		return true, nil
 	}
 	s.gate.RLock()
@@ -149,7 +156,7 @@ func (s *Source) receive(pr paho.PublishReceived) (bool, error) {
 		return true, nil
 	default:
 	}
-	r := &receipt{source: s, conn: c, arrived: time.Now(), qos0: pr.Packet.QoS == 0}
+	r := &receipt{source: s, conn: c, arrived: time.Now(), size: size, qos0: pr.Packet.QoS == 0}
 	if r.qos0 {
 		r.seq = s.unconfirmed.expect(arrival{pr.Packet.Topic, r.arrived})
 	} else {
@@ -157,10 +164,8 @@ func (s *Source) receive(pr paho.PublishReceived) (bool, error) {
 	}
 	s.counters.received.Add(1)
 	s.counters.inHand.Add(1)
-	d := pipeline.Delivery{Path: pipeline.PathMQTT, Topic: pr.Packet.Topic, Body: pr.Packet.Payload, Receipt: r}
-	if s.cfg.UsernameProperty != "" {
-		d.Username = usernameIn(pr.Packet.Properties.User, s.cfg.UsernameProperty)
-	}
+	s.counters.inHandBytes.Add(size)
+	d.Receipt = r
 	s.deliver(d)
 	return true, nil
 }
@@ -172,11 +177,12 @@ func usernameIn(properties paho.UserProperties, name string) string {
 	return strings.Join(slices.Compact(properties.GetAll(name)), "\x00")
 }
 
-// awaitRoom waits while the hard limit is reached. It returns false for a
-// message that is not to be delivered, because its connection or intake has
+// awaitRoom waits while there is no room for a body of this size. It returns false
+// for a message that is not to be delivered, because its connection or intake has
 // ended; the broker keeps it. It watches the connection itself: paho closes its
 // client's Done only after this handler has returned.
-func (s *Source) awaitRoom(c *conn) bool {
+func (s *Source) awaitRoom(c *conn, size int64) bool {
+	defer s.full.Store(false)
 	for {
 		select {
 		case <-c.closing:
@@ -185,10 +191,14 @@ func (s *Source) awaitRoom(c *conn) bool {
 			return false
 		default:
 		}
-		if s.counters.inHand.Load() < s.cfg.hardLimit() {
+		if s.hasRoom(size) {
 			return true
 		}
 		s.warnFull()
+		s.full.Store(true)
+		if s.hasRoom(size) { // settled before anybody knew that this waits
+			return true
+		}
 		select {
 		case <-s.room:
 		case <-c.closing:
@@ -197,19 +207,39 @@ func (s *Source) awaitRoom(c *conn) bool {
 	}
 }
 
+// hasRoom reports whether a message of this size may be taken in hand. One always may:
+// nothing would make room for it.
+func (s *Source) hasRoom(size int64) bool {
+	held := s.counters.inHandBytes.Load()
+	return s.counters.inHand.Load() < s.cfg.hardLimit() && (held == 0 || held+size <= s.cfg.WindowBytes)
+}
+
 // warnFull logs at most once a minute.
 func (s *Source) warnFull() {
 	now, last := time.Now().Unix(), s.lastFull.Load()
 	if now-last < 60 || !s.lastFull.CompareAndSwap(last, now) {
 		return
 	}
-	s.log.Warn("reading from the broker has stopped: too many messages in hand",
-		"in_hand", s.counters.inHand.Load(), "hard_limit", s.cfg.hardLimit(), "window", s.cfg.Window)
+	s.log.Warn("reading from the broker has stopped: too much in hand; it goes on as messages are settled",
+		"in_hand", s.counters.inHand.Load(), "hard_limit", s.cfg.hardLimit(), "window", s.cfg.Window,
+		"bytes", s.counters.inHandBytes.Load(), "window_bytes", s.cfg.WindowBytes)
+}
+
+// heldBytes is the memory of what was read and is not settled. It may count a message
+// twice while that is handed over.
+func (s *Source) heldBytes() int64 {
+	held := s.counters.inHandBytes.Load()
+	if c := s.current.Load(); c != nil {
+		held += c.inflow.unhandled()
+	}
+	return held
 }
 
 // letGo counts a copy as settled.
-func (s *Source) letGo() {
-	if s.counters.inHand.Add(-1) == s.cfg.hardLimit()-1 {
+func (s *Source) letGo(size int64) {
+	s.counters.inHand.Add(-1)
+	s.counters.inHandBytes.Add(-size)
+	if s.full.Load() {
 		wake(s.room)
 	}
 }

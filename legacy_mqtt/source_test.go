@@ -117,23 +117,31 @@ func TestHardLimit(t *testing.T) {
 // TestFullHandsDoNotHoldUpReconnect: at the hard limit paho's handler waits. A
 // connection that is lost meanwhile must be replaced all the same.
 func TestFullHandsDoNotHoldUpReconnect(t *testing.T) {
-	e := newEnv(t)
-	cfg := e.config(t, 4)
-	cfg.HardLimit = 4
-	r := run(t, cfg)
-	r.awaitHealthy(t)
-	publish(t, e.broker, 0, deviceTopic, nil, "0", "1", "2", "3", "4", "5", "6", "7")
-	eventually(t, "full hands", func() bool { return r.Stats().InHand == 4 })
-	e.Cut(t)
-	eventually(t, "the loss to be noticed", func() bool { return r.Health() != nil })
-	e.Restore(t)
-	r.awaitHealthy(t)
-	for range 4 {
-		must(t, r.next(t).Receipt.Ack())
-	}
-	e.Publish(t, "after")
-	if d := r.next(t); idOf(d) != "after" {
-		t.Errorf("%s came, want the message published after the loss", idOf(d))
+	one := int64(len(deviceTopic) + len(`{"id":"0"}`))
+	for name, limit := range map[string]func(*legacy_mqtt.Config){
+		"by number": func(c *legacy_mqtt.Config) { c.HardLimit = 4 },
+		"by bytes":  func(c *legacy_mqtt.Config) { c.WindowBytes, c.KeepAlive = 4*one, time.Second }, // who does not read notices no loss
+	} {
+		t.Run(name, func(t *testing.T) {
+			e := newEnv(t)
+			cfg := e.config(t, 4)
+			limit(&cfg)
+			r := run(t, cfg)
+			r.awaitHealthy(t)
+			publish(t, e.broker, 0, deviceTopic, nil, "0", "1", "2", "3", "4", "5", "6", "7")
+			eventually(t, "full hands", func() bool { return r.Stats().InHand == 4 })
+			e.Cut(t)
+			eventually(t, "the loss to be noticed", func() bool { return r.Health() != nil })
+			e.Restore(t)
+			r.awaitHealthy(t)
+			for range 4 {
+				must(t, r.next(t).Receipt.Ack())
+			}
+			e.Publish(t, "after")
+			if d := r.next(t); idOf(d) != "after" {
+				t.Errorf("%s came, want the message published after the loss", idOf(d))
+			}
+		})
 	}
 }
 
