@@ -13,6 +13,7 @@ var (
 	descAcked    = prometheus.NewDesc("crossfade_source_acked_total", "Copies that were acknowledged to the broker.", []string{"source", "part"}, nil)
 	descReleased = prometheus.NewDesc("crossfade_source_released_total", "Copies that were given back untreated.", []string{"source", "part"}, nil)
 	descInHand   = prometheus.NewDesc("crossfade_source_in_hand", "Copies delivered and not settled.", []string{"source", "part"}, nil)
+	descHeld     = prometheus.NewDesc("crossfade_source_held_bytes", "Bytes of messages that were read and are not settled.", []string{"source", "part"}, nil)
 	descRestarts = prometheus.NewDesc("crossfade_source_connects_total", "Connections made (MQTT), or times that pulling had to start over (JetStream).", []string{"source", "part"}, nil)
 	descExtended = prometheus.NewDesc("crossfade_jetstream_extensions_total", "Acknowledgement deadlines extended for messages in hand.", []string{"part"}, nil)
 	descGivenUp  = prometheus.NewDesc("crossfade_jetstream_given_up_total", "Messages of which this instance heard that JetStream gave them up after max_deliver deliveries: taken in all the same, or lost to this instance.", []string{"part", "result"}, nil)
@@ -43,6 +44,7 @@ func (mqttCollector) Describe(chan<- *prometheus.Desc) {}
 func (c mqttCollector) Collect(ch chan<- prometheus.Metric) {
 	s := c.source().Stats()
 	sourceMetrics(ch, c.name, "session", s.Received, s.Acked, s.Released, s.Connections, float64(s.InHand))
+	ch <- prometheus.MustNewConstMetric(descHeld, prometheus.GaugeValue, float64(s.HeldBytes), c.name, "session")
 }
 
 type jetstreamCollector struct{ source func() *jetstream.Source }
@@ -52,6 +54,7 @@ func (jetstreamCollector) Describe(chan<- *prometheus.Desc) {}
 func (c jetstreamCollector) Collect(ch chan<- prometheus.Metric) {
 	for _, s := range c.source().Stats() {
 		sourceMetrics(ch, "jetstream", s.Consumer, s.Received, s.Acked, s.Released, s.FetchErrors, float64(s.InHand))
+		ch <- prometheus.MustNewConstMetric(descHeld, prometheus.GaugeValue, float64(s.HeldBytes), "jetstream", s.Consumer)
 		ch <- prometheus.MustNewConstMetric(descExtended, prometheus.CounterValue, float64(s.Extensions), s.Consumer)
 		for result, n := range map[string]uint64{"taken": s.GivenUpTaken, "lost": s.GivenUpLost} {
 			ch <- prometheus.MustNewConstMetric(descGivenUp, prometheus.CounterValue, float64(n), s.Consumer, result)

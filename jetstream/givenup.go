@@ -236,7 +236,7 @@ func (g *givenUp) take(ctx context.Context, w waitingFor, deliver func(pipeline.
 		return
 	}
 	r := &receipt{
-		from: p, subject: msg.Subject, generation: generation, givenUp: &w,
+		from: p, subject: msg.Subject, size: int64(len(msg.Subject) + len(msg.Data)), generation: generation, givenUp: &w,
 		reply: replyOf(p.spec, msg.Sequence, msg.Time),
 	}
 	g.mu.Lock()

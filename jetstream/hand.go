@@ -12,9 +12,12 @@ type hand struct {
 	mu          sync.Mutex
 	first, last *receipt // first: extended longest ago
 	held        int
-	requested   int // asked of the server and not yet come
+	bytes       int64 // of what is held
+	requested   int   // asked of the server and not yet come
 	window      int
-	threshold   int // room that is worth a pull while others are under way
+	windowBytes int64
+	average     int64 // bytes of the messages that came last
+	threshold   int   // room that is worth a pull while others are under way
 	woken       bool
 	wake        chan struct{} // capacity 1: look whether to pull
 }
@@ -22,10 +25,23 @@ type hand struct {
 func newHand() *hand { return &hand{wake: make(chan struct{}, 1)} }
 
 // resize sets the window and the room that is worth a pull.
-func (h *hand) resize(window, threshold int) {
+func (h *hand) resize(window, threshold int, bytes int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.window, h.threshold = window, threshold
+	h.window, h.threshold, h.windowBytes = window, threshold, bytes
+}
+
+// room is for how many more messages there is room. A pull cannot be told how many bytes
+// it may bring without one large message ending it, so that is guessed.
+func (h *hand) room() int {
+	n := h.window - h.held
+	if h.average > 0 {
+		n = min(n, int((h.windowBytes-h.bytes)/h.average))
+	}
+	if h.held == 0 {
+		n = max(n, 1)
+	}
+	return n - h.requested
 }
 
 // add takes a message that arrived, in answer to a pull or otherwise.
@@ -34,17 +50,31 @@ func (h *hand) add(r *receipt, now int64, pulled bool) {
 	r.extended = now
 	h.pushBack(r)
 	h.held++
+	h.bytes += r.size
 	if pulled {
 		h.arrived(1)
 	}
 	h.mu.Unlock()
 }
 
+// refuses reports whether a message that was pulled is too much, in bytes, to be taken in
+// hand, and counts it as one that came. One is always taken.
+func (h *hand) refuses(size int64) bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.average += (size - h.average) / 16
+	if h.held == 0 || h.bytes+size <= h.windowBytes {
+		return false
+	}
+	h.arrived(1)
+	return true
+}
+
 // full reports whether as much as the window permits is in hand.
 func (h *hand) full() bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.held >= h.window
+	return h.held >= h.window || h.bytes >= h.windowBytes
 }
 
 // arrived notes that n requested messages came, or will never come.
@@ -72,7 +102,8 @@ func (h *hand) remove(r *receipt) bool {
 	r.settled = true
 	h.unlink(r)
 	h.held--
-	if room := h.window - h.held - h.requested; room >= h.threshold || h.requested == 0 {
+	h.bytes -= r.size
+	if h.requested == 0 || h.room() >= h.threshold {
 		h.signal()
 	}
 	h.mu.Unlock()
@@ -99,7 +130,7 @@ func (h *hand) reserve(limit int, patient bool) (n int, later bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.woken = false
-	room := h.window - h.held - h.requested
+	room := h.room()
 	if room <= 0 {
 		return 0, false
 	}
@@ -122,6 +153,12 @@ func (h *hand) counts() (held, requested int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	return h.held, h.requested
+}
+
+func (h *hand) heldBytes() int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.bytes
 }
 
 // due appends to buf up to limit replies whose deadline was extended before
@@ -177,7 +214,7 @@ func (h *hand) abandon() []*receipt {
 		r.settled = true
 		list = append(list, r)
 	}
-	h.held = 0
+	h.held, h.bytes = 0, 0
 	return list
 }
 

@@ -29,6 +29,8 @@ type puller struct {
 	largest atomic.Int64          // bytes that the stream takes in one message; 0: not known yet
 	ended   atomic.Bool           // run has returned
 
+	lastFull atomic.Int64 // when messages that were too much were last logged, Unix seconds
+
 	// Receipts are sent only while the current generation is known to be good.
 	mu         sync.RWMutex
 	generation uint64    // counts replacements of stream or consumer
@@ -39,6 +41,18 @@ type puller struct {
 	closed     bool
 
 	received, acked, released, ackErrors, extensions, fetchErrors atomic.Uint64
+}
+
+// giveBack has the server deliver a message again that there is no room for.
+func (p *puller) giveBack(reply string) {
+	if p.conn.nc.Publish(reply, answerLater) == nil {
+		p.released.Add(1)
+	}
+	if now, last := time.Now().Unix(), p.lastFull.Load(); now-last >= 60 && p.lastFull.CompareAndSwap(last, now) {
+		held, _ := p.hand.counts()
+		p.log.Warn("messages are given back to JetStream for a second: too much in hand; they come again as others are settled",
+			"in_hand", held, "bytes", p.hand.heldBytes(), "window_bytes", p.cfg.WindowBytes)
+	}
 }
 
 // answer is a settled receipt that could not be sent yet.
@@ -191,7 +205,7 @@ func (p *puller) stats() ConsumerStats {
 		Stream: p.spec.name, Consumer: p.spec.consumer,
 		Received: p.received.Load(), Acked: p.acked.Load(), Released: p.released.Load(),
 		AckErrors: p.ackErrors.Load(), Extensions: p.extensions.Load(), FetchErrors: p.fetchErrors.Load(),
-		InHand: held, Requested: requested,
+		InHand: held, HeldBytes: p.hand.heldBytes(), Requested: requested,
 		GivenUpTaken: p.givenUp.taken.Load(), GivenUpLost: p.givenUp.lost.Load(),
 	}
 }

@@ -21,6 +21,7 @@ var ErrSettled = errors.New("message already settled, or its source closed")
 var (
 	answerAck      = []byte("+ACK")
 	answerNak      = []byte("-NAK")
+	answerLater    = []byte(`-NAK {"delay":1000000000}`) // nanoseconds
 	answerProgress = []byte("+WPI")
 )
 
@@ -29,6 +30,7 @@ type receipt struct {
 	from       *puller
 	reply      string // $JS.ACK.…: where answers go, and the message's metadata
 	subject    string
+	size       int64 // of the message, in bytes
 	generation uint64
 	givenUp    *waitingFor // not nil: the server will not deliver it again
 

@@ -134,7 +134,7 @@ func (s *session) limits(e ensured) {
 	}
 	// Two pulls under way hide the round trip; many small ones cost the server
 	// more than they gain.
-	s.p.hand.resize(window, max(min(s.fetch, window/2), 1))
+	s.p.hand.resize(window, max(min(s.fetch, window/2), 1), s.p.cfg.WindowBytes)
 }
 
 func (s *session) pullUntil(ctx context.Context, change <-chan struct{}, epoch uint64) error {
@@ -222,7 +222,12 @@ func (s *session) onMsg(m *nats.Msg) {
 		}
 		return
 	}
-	r := &receipt{from: p, reply: m.Reply, subject: m.Subject, generation: s.generation}
+	size := int64(m.Size())
+	if p.hand.refuses(size) {
+		p.giveBack(m.Reply)
+		return
+	}
+	r := &receipt{from: p, reply: m.Reply, subject: m.Subject, size: size, generation: s.generation}
 	p.received.Add(1)
 	p.hand.add(r, now, true)
 	if !s.progressed.Load() {

@@ -22,6 +22,11 @@ type SourceConfig struct {
 	// Window is the most messages in hand, or on their way, per consumer. A
 	// consumer's own max_ack_pending bounds it further.
 	Window int
+	// WindowBytes is the most bytes of messages in hand, per consumer, 1 and up; one is
+	// always taken, and the server is asked to deliver again in a second what is too
+	// much. So senders of large messages cannot make us hold any amount while PostgreSQL
+	// is slow or away.
+	WindowBytes int64
 	// Fetch is the most messages in one pull. Larger pulls are faster, up to
 	// some thousands.
 	Fetch int
@@ -39,12 +44,13 @@ type SourceConfig struct {
 // each and pulls of up to 4,000.
 func DefaultSourceConfig() SourceConfig {
 	return SourceConfig{
-		Consumers:  Consumers(),
-		Window:     8000,
-		Fetch:      4000,
-		PullExpiry: 30 * time.Second,
-		Heartbeat:  5 * time.Second,
-		Setup:      DefaultSetupOptions(),
+		Consumers:   Consumers(),
+		Window:      8000,
+		WindowBytes: 128 << 20,
+		Fetch:       4000,
+		PullExpiry:  30 * time.Second,
+		Heartbeat:   5 * time.Second,
+		Setup:       DefaultSetupOptions(),
 	}
 }
 
@@ -64,6 +70,8 @@ func (c SourceConfig) Validate() error {
 	switch {
 	case c.Window < 1 || c.Window > 1_000_000:
 		return fmt.Errorf("field Window: %d is out of range; use 1 to 1000000", c.Window)
+	case c.WindowBytes < 1:
+		return fmt.Errorf("field WindowBytes: %d is out of range; use 1 or more, best some hundred times the largest payload that is accepted", c.WindowBytes)
 	case c.Fetch < 1:
 		return fmt.Errorf("field Fetch: %d is out of range; use 1 or more, best some thousands", c.Fetch)
 	case c.PullExpiry < time.Second:
@@ -192,8 +200,9 @@ type ConsumerStats struct {
 	// taken in all the same, and those of which is known that they could not be.
 	GivenUpTaken, GivenUpLost uint64
 
-	InHand    int // messages now in hand
-	Requested int // messages asked for and not yet come
+	InHand    int   // messages now in hand
+	HeldBytes int64 // their bytes
+	Requested int   // messages asked for and not yet come
 }
 
 // Stats returns the counters of each consumer.

@@ -103,7 +103,7 @@ func bridgeConfig(r *config.Run) (bridge.Config, error) {
 	}
 	if r.NATS.Enabled {
 		js := jetstream.DefaultSourceConfig()
-		js.Window = r.NATS.Window
+		js.Window, js.WindowBytes = r.NATS.Window, int64(r.NATS.WindowBytes)
 		js.Fetch = min(js.Fetch, js.Window)
 		js.Setup.Replicas, js.Setup.Adjust, js.Setup.Batch = r.NATS.Replicas, r.NATS.Adjust, r.Pipeline.BatchSize
 		js.Setup.AckWait = r.NATS.AckWait
@@ -150,7 +150,7 @@ func mqttConfig(m config.MQTT) (legacy_mqtt.Config, error) {
 	mc.Username, mc.Password = m.User, password.Reveal()
 	mc.TLS = legacy_mqtt.TLSConfig{CAFile: m.TLS.CA, CertFile: m.TLS.Cert, KeyFile: m.TLS.Key, ServerName: m.TLS.ServerName}
 	mc.Group, mc.Filters, mc.UsernameProperty = m.Group, m.Filters, m.UsernameProperty
-	mc.Window, mc.SessionExpiry, mc.KeepAlive = m.ReceiveMaximum, m.SessionExpiry, m.Keepalive
+	mc.Window, mc.WindowBytes, mc.SessionExpiry, mc.KeepAlive = m.ReceiveMaximum, int64(m.WindowBytes), m.SessionExpiry, m.Keepalive
 	return mc, nil
 }
 

@@ -62,6 +62,20 @@ func TestCheckSettings(t *testing.T) {
 	}
 }
 
+// TestWindowSettings: what bounds the memory of messages in hand arrives at every source.
+func TestWindowSettings(t *testing.T) {
+	bc := configured(t, "--mirror", "--mqtt-receive-maximum=11", "--mqtt-window-bytes=2000000", "--nats-window=13", "--nats-window-bytes=3000000")
+	if m := bc.MQTT; m.Window != 11 || m.WindowBytes != 2_000_000 {
+		t.Errorf("MQTT: %d messages, %d bytes", m.Window, m.WindowBytes)
+	}
+	if m := bc.Mirror; m.Window != 11 || m.WindowBytes != 2_000_000 {
+		t.Errorf("mirror: %d messages, %d bytes", m.Window, m.WindowBytes)
+	}
+	if n := bc.JetStream; n.Window != 13 || n.WindowBytes != 3_000_000 {
+		t.Errorf("JetStream: %d messages, %d bytes", n.Window, n.WindowBytes)
+	}
+}
+
 // TestPipelineRanges: the pipeline takes whatever the settings' documented ranges allow.
 func TestPipelineRanges(t *testing.T) {
 	s, err := store.Open(t.Context(), store.DefaultConfig("postgres://127.0.0.1:1/none"))

@@ -116,6 +116,7 @@ type MQTT struct {
 	TLS              TLS           `embed:"" prefix:"mqtt-tls-" envprefix:"CROSSFADE_MQTT_TLS_"`
 	Group            string        `name:"mqtt-group" env:"CROSSFADE_MQTT_GROUP" placeholder:"NAME" help:"Name of a shared subscription ($$share/NAME/…): instances with the same group divide the messages. Empty: this instance receives all."`
 	ReceiveMaximum   int           `name:"mqtt-receive-maximum" env:"CROSSFADE_MQTT_RECEIVE_MAXIMUM" default:"8000" range:"1..65535" help:"Most QoS 1 messages that the broker may have sent and not yet seen acknowledged."`
+	WindowBytes      int           `name:"mqtt-window-bytes" env:"CROSSFADE_MQTT_WINDOW_BYTES" default:"134217728" range:"1048576..536870912" help:"Most bytes of MQTT messages that are read and not settled, for each of the source and the mirror. At the limit reading waits, and with it the answers to pings: the connection may be made anew meanwhile."`
 	SessionExpiry    time.Duration `name:"mqtt-session-expiry" env:"CROSSFADE_MQTT_SESSION_EXPIRY" default:"24h" range:"1m..1193046h" help:"How long the broker keeps this subscription and its messages while we are away. Whole seconds. Not longer than --pipeline-ledger-retention."`
 	Keepalive        time.Duration `name:"mqtt-keepalive" env:"CROSSFADE_MQTT_KEEPALIVE" default:"30s" range:"5s..18h" help:"Longest silence before a ping; a broker that stays silent for half as long again is taken for dead. Whole seconds."`
 	Filters          []string      `name:"mqtt-filters" env:"CROSSFADE_MQTT_FILTERS" default:"tenant/+/device/+/+,tenant/+/device/+/shadow/reported,tenant/+/device/+/commands/ack" placeholder:"FILTER" help:"Topic filters to subscribe to, for the source and for the mirror."`
@@ -144,6 +145,7 @@ type NATS struct {
 	Adjust       bool          `name:"nats-adjust" env:"CROSSFADE_NATS_ADJUST" default:"false" negatable:"" help:"Change settings of existing streams and consumers that would lose messages or stall (max_deliver, a short ack_wait, a small max_ack_pending). Without it they are only reported."`
 	AckWait      time.Duration `name:"nats-ack-wait" env:"CROSSFADE_NATS_ACK_WAIT" default:"60s" range:"1s..1h" help:"How long JetStream waits for the acknowledgement of a message before it delivers it again, on consumers that we create. So long do messages wait that a killed instance had in hand; below 30s, a pause of that length delivers again what is being written. Existing consumers keep theirs."`
 	Window       int           `name:"nats-window" env:"CROSSFADE_NATS_WINDOW" default:"8000" range:"1..1000000" help:"Most JetStream messages in hand and not yet acknowledged, per instance."`
+	WindowBytes  int           `name:"nats-window-bytes" env:"CROSSFADE_NATS_WINDOW_BYTES" default:"134217728" range:"1048576..536870912" help:"Most bytes of JetStream messages in hand, per consumer. What is more is given back for a second."`
 }
 
 // ReadPassword returns the password, from PasswordFile where that is set. It
