@@ -4,10 +4,12 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
+	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/devstack"
@@ -47,13 +49,37 @@ func loaded() fleet.Config {
 // TestPostgresStoppedAndStarted takes the database away in mid-flow: readiness
 // names it, nothing is lost, nothing doubled (P1, P2).
 func TestPostgresStoppedAndStarted(t *testing.T) {
+	t.Run("room for all", func(t *testing.T) { stopPostgres(t, func(bridge.Config) {}, func(*instance) {}) })
+	t.Run("room for little", func(t *testing.T) {
+		const room = 64 << 10
+		stopPostgres(t, func(c bridge.Config) {
+			c.MQTT.WindowBytes, c.Mirror.WindowBytes, c.JetStream.WindowBytes = room, room, room
+			c.MQTT.KeepAlive = time.Second // a full instance reads no answers to pings
+		}, func(i *instance) {
+			await(t, "the instance is full, and connects to the broker again", func() bool {
+				return i.series(`crossfade_source_connects_total{part="session",source="mqtt"}`) > 1 &&
+					i.series(`crossfade_source_released_total{part="ingest-workers",source="jetstream"}`) > 0
+			})
+			for _, part := range []string{`part="session",source="mqtt"`, `part="session",source="mirror"`, `part="ingest-workers",source="jetstream"`} {
+				if n := i.series("crossfade_source_held_bytes{" + part + "}"); n > room+10_000 {
+					t.Errorf("%s: %d bytes are held", part, n)
+				}
+			}
+		})
+	})
+}
+
+// stopPostgres checks the instance with meanwhile while PostgreSQL is away.
+func stopPostgres(t *testing.T, change func(bridge.Config), meanwhile func(*instance)) {
 	pg := devstack.TestPostgres(t)
 	url, err := pg.CreateDatabase(t.Context(), "crossfade")
 	if err != nil {
 		t.Fatal(err)
 	}
 	s := newStackOn(t, url)
-	i := s.start(s.config("a"))
+	cfg := s.config("a")
+	change(cfg)
+	i := s.start(cfg)
 	record := s.playing(loaded())
 	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	if err := pg.Stop(t.Context()); err != nil {
@@ -63,6 +89,7 @@ func TestPostgresStoppedAndStarted(t *testing.T) {
 		r := i.Ready()
 		return !r.Ready && !r.Checks["postgresql"].OK && strings.Contains(r.Checks["postgresql"].Error, "PostgreSQL")
 	})
+	meanwhile(i)
 	if err := pg.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
