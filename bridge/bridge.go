@@ -80,7 +80,7 @@ func DefaultConfig(databaseURL string) Config {
 		Partitions:      store.DefaultPartitionOptions(),
 		Pipeline:        process.DefaultOptions(),
 		StandbyWait:     5 * time.Second,
-		StandbyBuffer:   4000,
+		StandbyBuffer:   8000,
 		Flags:           flags.DefaultOptions(),
 		DefaultStage:    stage.MQTT,
 		FlagBeat:        10 * time.Second,

@@ -36,9 +36,9 @@ type SetupOptions struct {
 }
 
 // DefaultSetupOptions returns one replica, a duplicate window of two minutes,
-// an ack wait of one minute, batches of 2,000, and no permission to change what exists.
+// an ack wait of one minute, batches of 4,000, and no permission to change what exists.
 func DefaultSetupOptions() SetupOptions {
-	return SetupOptions{Replicas: 1, Duplicates: 2 * time.Minute, AckWait: ourAckWait, Batch: 2000}
+	return SetupOptions{Replicas: 1, Duplicates: 2 * time.Minute, AckWait: ourAckWait, Batch: 4000}
 }
 
 // Validate names the first field that is out of range and its remedy.

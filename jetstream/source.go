@@ -40,12 +40,12 @@ type SourceConfig struct {
 	Setup SetupOptions
 }
 
-// DefaultSourceConfig reads all three consumers, with 8,000 messages in hand
+// DefaultSourceConfig reads all three consumers, with 16,000 messages in hand
 // each and pulls of up to 4,000.
 func DefaultSourceConfig() SourceConfig {
 	return SourceConfig{
 		Consumers:   Consumers(),
-		Window:      8000,
+		Window:      16000,
 		WindowBytes: 128 << 20,
 		Fetch:       4000,
 		PullExpiry:  30 * time.Second,

@@ -13,7 +13,7 @@ type benchCommand struct {
 	Messages  int    `default:"300000" help:"Messages in the backlog, 1000 to 2000000."`
 	Runs      int    `default:"3" help:"How often each thing is measured, in turn; medians count. 1 to 100."`
 	Devices   int    `default:"1000" help:"Devices that the messages come from, 20 to 100000."`
-	BatchSize int    `default:"2000" help:"Most messages in one transaction, 1 to 10000."`
+	BatchSize int    `default:"4000" help:"Most messages in one transaction, 1 to 10000."`
 	Workers   int    `default:"2" help:"Transactions at the same time, 1 to 64."`
 	Output    string `enum:"text,json" default:"text" help:"Form of the answer: ${enum}."`
 }

@@ -43,7 +43,7 @@ type Options struct {
 
 // DefaultOptions returns three runs of 300,000 messages.
 func DefaultOptions() Options {
-	return Options{Messages: 300_000, Runs: 3, Devices: 1000, BatchSize: 2000, Workers: 2}
+	return Options{Messages: 300_000, Runs: 3, Devices: 1000, BatchSize: 4000, Workers: 2}
 }
 
 // Validate returns nil or an [options.Invalid] with every field out of range.

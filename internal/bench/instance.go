@@ -64,7 +64,7 @@ func (b *bench) environment(database string, nats *devstack.NATS) []string {
 		"CROSSFADE_NATS_USER="+nats.User(),
 		"CROSSFADE_NATS_PASSWORD="+nats.Password(),
 		// Twice what the workers hold, so that they never wait for the source.
-		"CROSSFADE_NATS_WINDOW="+strconv.Itoa(max(8000, 2*b.BatchSize*b.Workers)),
+		"CROSSFADE_NATS_WINDOW="+strconv.Itoa(max(16000, 2*b.BatchSize*b.Workers)),
 		"CROSSFADE_MQTT_ENABLED=false",
 		"CROSSFADE_BRIDGE_INSTANCE=bench",
 		// Tenants are wished to be on JetStream as well; this spares the first

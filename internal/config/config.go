@@ -144,7 +144,7 @@ type NATS struct {
 	Replicas     int           `name:"nats-replicas" env:"CROSSFADE_NATS_REPLICAS" default:"1" range:"1..5" help:"Replicas of the streams that we create; an odd number, at most the servers in the cluster. Existing streams keep theirs."`
 	Adjust       bool          `name:"nats-adjust" env:"CROSSFADE_NATS_ADJUST" default:"false" negatable:"" help:"Change settings of existing streams and consumers that would lose messages or stall (max_deliver, a short ack_wait, a small max_ack_pending). Without it they are only reported."`
 	AckWait      time.Duration `name:"nats-ack-wait" env:"CROSSFADE_NATS_ACK_WAIT" default:"60s" range:"1s..1h" help:"How long JetStream waits for the acknowledgement of a message before it delivers it again, on consumers that we create. So long do messages wait that a killed instance had in hand; below 30s, a pause of that length delivers again what is being written. Existing consumers keep theirs."`
-	Window       int           `name:"nats-window" env:"CROSSFADE_NATS_WINDOW" default:"8000" range:"1..1000000" help:"Most JetStream messages in hand and not yet acknowledged, per instance."`
+	Window       int           `name:"nats-window" env:"CROSSFADE_NATS_WINDOW" default:"16000" range:"1..1000000" help:"Most JetStream messages in hand and not yet acknowledged, per instance."`
 	WindowBytes  int           `name:"nats-window-bytes" env:"CROSSFADE_NATS_WINDOW_BYTES" default:"134217728" range:"1048576..536870912" help:"Most bytes of JetStream messages in hand, per consumer. What is more is given back for a second."`
 }
 
@@ -170,7 +170,7 @@ type Mirror struct {
 
 // Pipeline is how messages are checked and written.
 type Pipeline struct {
-	BatchSize           int           `name:"pipeline-batch-size" env:"CROSSFADE_PIPELINE_BATCH_SIZE" default:"2000" range:"1..10000" help:"Most messages in one transaction."`
+	BatchSize           int           `name:"pipeline-batch-size" env:"CROSSFADE_PIPELINE_BATCH_SIZE" default:"4000" range:"1..10000" help:"Most messages in one transaction."`
 	Linger              time.Duration `name:"pipeline-linger" env:"CROSSFADE_PIPELINE_LINGER" default:"5ms" range:"0s..1s" help:"How long a batch that is not full waits for more."`
 	Workers             int           `name:"pipeline-workers" env:"CROSSFADE_PIPELINE_WORKERS" default:"2" range:"1..64" help:"Transactions at the same time; each takes a database connection."`
 	MessageIDMember     string        `name:"pipeline-message-id-member" env:"CROSSFADE_PIPELINE_MESSAGE_ID_MEMBER" default:"message_id" placeholder:"NAME" help:"Payload member that holds a device's own message ID, where it sends one. Empty: always derive the ID from the content. All instances must agree."`
@@ -192,7 +192,7 @@ type Bridge struct {
 	Instance        string        `name:"bridge-instance" env:"CROSSFADE_BRIDGE_INSTANCE" placeholder:"NAME" help:"Name of this process among its peers: letters, digits, '.', '_' and '-', at most 64. Must stay the same over restarts. Default: the host's name."`
 	DefaultStage    string        `name:"bridge-default-stage" env:"CROSSFADE_BRIDGE_DEFAULT_STAGE" default:"mqtt" enum:"mqtt,shadow,live,jetstream" help:"Stage of a tenant for which nothing was set: ${enum}. All instances must agree."`
 	StandbyWait     time.Duration `name:"bridge-standby-wait" env:"CROSSFADE_BRIDGE_STANDBY_WAIT" default:"5s" range:"10ms..5m" help:"How long a copy on the path that stands by waits for the other path before it is processed after all."`
-	StandbyBuffer   int           `name:"bridge-standby-buffer" env:"CROSSFADE_BRIDGE_STANDBY_BUFFER" default:"4000" range:"1..1000000" help:"Most copies standing by, per path; when it is full the oldest are processed."`
+	StandbyBuffer   int           `name:"bridge-standby-buffer" env:"CROSSFADE_BRIDGE_STANDBY_BUFFER" default:"8000" range:"1..1000000" help:"Most copies standing by, per path; when it is full the oldest are processed."`
 	ShutdownTimeout time.Duration `name:"bridge-shutdown-timeout" env:"CROSSFADE_BRIDGE_SHUTDOWN_TIMEOUT" default:"30s" range:"1s..10m" help:"How long SIGTERM waits for messages in hand to be written and acknowledged. What is not done by then is delivered again at the next start."`
 	FlagBeat        time.Duration `name:"bridge-flag-beat" env:"CROSSFADE_BRIDGE_FLAG_BEAT" default:"10s" range:"100ms..10m" help:"How often flags are read even if no change was announced."`
 }

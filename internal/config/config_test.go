@@ -97,7 +97,7 @@ func TestPrecedence(t *testing.T) {
 		"file over default":            {r.Pipeline.Linger, 50 * time.Millisecond},
 		"a bool of the file":           {r.MQTT.Enabled, false},
 		"an enum of the file":          {r.Common.LogLevel, "warn"},
-		"default":                      {r.Bridge.StandbyBuffer, 4000},
+		"default":                      {r.Bridge.StandbyBuffer, 8000},
 		"second name in the env":       {r.Database.URL.Reveal(), "postgres://second"},
 		"a list of the file, verbatim": {fmt.Sprint(r.MQTT.Filters), "[a/# b,c]"},
 		"a list of the env":            {fmt.Sprint(r.NATS.URLs), "[nats://e:1 nats://e:2]"},

@@ -255,8 +255,8 @@ func TestWarnings(t *testing.T) {
 		"--mqtt-url=mqtt://127.0.0.1 --mqtt-user=u --mqtt-password=hunter2": "command line", // but no word on encryption
 		"--nats-url=nats://n --nats-user=u --nats-password=hunter2":         "unencrypted to n",
 		"--nats-replicas=2":                       "even",
-		"--nats-window=3999":                      "less than batch size × workers (4000)",
-		"--mqtt-receive-maximum=3999":             "less than batch size × workers (4000)",
+		"--nats-window=7999":                      "less than batch size × workers (8000)",
+		"--mqtt-receive-maximum=7999":             "less than batch size × workers (8000)",
 		"--database-max-conns=3":                  "use at least 4",
 		"--mirror --mqtt-group=g":                 "every one mirrors every message",
 		"--http-listen=:9464 --http-allow-remote": "without a password",

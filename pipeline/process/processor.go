@@ -65,7 +65,7 @@ func DefaultOptions() Options {
 	return Options{
 		Settings:    check.DefaultSettings(),
 		IDMember:    pipeline.DefaultMessageIDMember,
-		BatchSize:   2000,
+		BatchSize:   4000,
 		Linger:      5 * time.Millisecond,
 		Workers:     2,
 		RegistryTTL: time.Minute,
