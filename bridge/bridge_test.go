@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/fleet"
@@ -20,7 +22,7 @@ func TestFleetIsStoredOnce(t *testing.T) {
 	}
 	wish(flags.Shadow)
 	i := s.start(s.config("a"))
-	await(t, "it leads and its sessions are proved in its era, so that nothing is processed for want of that", func() bool {
+	devstack.Await(t, "it leads and its sessions are proved in its era, so that nothing is processed for want of that", func() bool {
 		text := i.metrics()
 		return metric(t, text, "crossfade_leader") == 1 && strings.Contains(text, "crossfade_mqtt_session_proved 1") && strings.Contains(text, "crossfade_mirror_session_proved 1")
 	})
@@ -33,7 +35,7 @@ func TestFleetIsStoredOnce(t *testing.T) {
 	s.arrive(stage.Shadow, fleet.TenantNames(c)...)
 	c.Record = s.play(c)
 	t.Log(s.reconcile(c.Record))
-	await(t, "every JetStream copy has stood by and none is held", func() bool {
+	devstack.Await(t, "every JetStream copy has stood by and none is held", func() bool {
 		text := i.metrics()
 		return metric(t, text, "crossfade_standby_total") >= 5500 && // but for those before the instance had heard
 			metric(t, text, "crossfade_standby_held") == 0
@@ -47,7 +49,7 @@ func TestFleetIsStoredOnce(t *testing.T) {
 		c.PerDevice += 20
 		c.Record = s.play(c)
 		s.reconcile(c.Record)
-		await(t, "every copy of the other path is dropped", func() bool {
+		devstack.Await(t, "every copy of the other path is dropped", func() bool {
 			return metric(t, i.metrics(), "crossfade_dropped_total") >= float64(1100*(n+1)) // but for those before the instance had heard
 		})
 	}

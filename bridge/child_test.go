@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	toxiproxy "github.com/Shopify/toxiproxy/v2"
 	"github.com/rs/zerolog"
 
@@ -112,7 +114,7 @@ func (s *stack) spawn(c bridge.Config) *child {
 		s.t.Fatalf("the bridge process ended before it listened: %v", err)
 	}
 	k.address = strings.TrimSpace(string(buf[:n]))
-	await(s.t, "the bridge process is ready", func() bool {
+	devstack.Await(s.t, "the bridge process is ready", func() bool {
 		code, _ := k.get("/readyz")
 		return code == http.StatusOK
 	})

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
@@ -43,7 +45,7 @@ func (s *stack) arrive(want stage.Stage, tenants ...string) {
 
 func (s *stack) awaitStages(what string, tenants []string, fits func(stage.Stage) bool) {
 	s.t.Helper()
-	await(s.t, what, func() bool {
+	devstack.Await(s.t, what, func() bool {
 		facts, err := bridge.Facts(s.t.Context(), s.pool)
 		if err != nil {
 			s.t.Fatal(err)
@@ -101,7 +103,7 @@ func TestKilledBetweenCommitAndAcknowledgement(t *testing.T) {
 	}
 	record := s.play(some())
 	want := int(record.Counts().Acked)
-	await(t, "all copies are in hand", func() bool {
+	devstack.Await(t, "all copies are in hand", func() bool {
 		_, metrics := first.get("/metrics")
 		return metric(t, metrics, `crossfade_source_received_total`) >= 2*float64(want)
 	})
@@ -110,18 +112,18 @@ func TestKilledBetweenCommitAndAcknowledgement(t *testing.T) {
 	if err := lock.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "all rows are committed", func() bool { return s.count(`SELECT count(*) FROM telemetry`) >= want })
+	devstack.Await(t, "all rows are committed", func() bool { return s.count(`SELECT count(*) FROM telemetry`) >= want })
 	first.kill()
 	mqtt.unmute()
 	nats.unmute()
 
 	second := s.spawn(c)
-	await(t, "all copies have come again", func() bool {
+	devstack.Await(t, "all copies have come again", func() bool {
 		_, metrics := second.get("/metrics")
 		return metric(t, metrics, `crossfade_source_received_total`) >= 2*float64(want)
 	})
 	s.reconcile(record)
-	await(t, "nothing is left in hand", func() bool {
+	devstack.Await(t, "nothing is left in hand", func() bool {
 		_, metrics := second.get("/metrics")
 		return metric(t, metrics, `crossfade_source_in_hand`) == 0
 	})
@@ -142,7 +144,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	var record *fleet.Record
 	var playing sync.WaitGroup
 	playing.Go(func() { record = s.play(fc) })
-	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	for i, tenant := range fleet.TenantNames(fc) {
 		variant := []flags.Variant{flags.JetStream, flags.MQTT}[i%2]
 		s.flip(variant, tenant)
@@ -191,11 +193,11 @@ func TestGracefulStopWithMessagesInHand(t *testing.T) {
 	}
 	record := s.play(some())
 	want := int(record.Counts().Acked)
-	await(t, "all MQTT copies are in hand", func() bool {
+	devstack.Await(t, "all MQTT copies are in hand", func() bool {
 		return metric(t, i.metrics(), "crossfade_source_received_total") >= 3*float64(want) // with the mirror's and JetStream's
 	})
 	i.stop()
-	await(t, "the instance takes nothing in any more", func() bool {
+	devstack.Await(t, "the instance takes nothing in any more", func() bool {
 		r := i.Ready()
 		return strings.Contains(r.Checks["mqtt"].Error, "ended") && strings.Contains(r.Checks["jetstream"].Error, "stopped")
 	})

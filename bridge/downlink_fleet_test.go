@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/downlink"
 	"github.com/crossfade-io/crossfade/legacy_mqtt"
@@ -88,7 +90,7 @@ func (s *stack) devices(tenant string) *devices {
 		reading.Wait()
 		_ = cmd.Wait()
 	})
-	await(s.t, "the devices have subscribed", func() bool { return d.count(func(h *heard) bool { return h.Event == "subscribed" }) > 0 })
+	devstack.Await(s.t, "the devices have subscribed", func() bool { return d.count(func(h *heard) bool { return h.Event == "subscribed" }) > 0 })
 	return d
 }
 
@@ -232,7 +234,7 @@ func TestFleetHearsEverything(t *testing.T) {
 		running[i] = s.spawn(configs[i])
 	}
 	writing.Wait()
-	await(t, "nothing waits to be sent", func() bool {
+	devstack.Await(t, "nothing waits to be sent", func() bool {
 		return s.count(`SELECT (SELECT count(*) FROM crossfade_downlink) + (SELECT count(*) FROM crossfade_downlink_parked)`) == 0
 	})
 	left := 0
@@ -241,15 +243,15 @@ func TestFleetHearsEverything(t *testing.T) {
 			t.Logf("%d commands are left: %s", left, s.text(`SELECT string_agg(c::text, E'\n') FROM device_commands AS c WHERE status <> 'delivered' OR published_at IS NULL`))
 		}
 	}()
-	await(t, "every command is acknowledged", func() bool {
+	devstack.Await(t, "every command is acknowledged", func() bool {
 		left = s.count(`SELECT count(*) FROM device_commands WHERE status <> 'delivered' OR published_at IS NULL`)
 		return left == 0
 	})
-	await(t, "every device has reported what was desired of it", func() bool {
+	devstack.Await(t, "every device has reported what was desired of it", func() bool {
 		return s.count(`SELECT count(*) FROM device_state WHERE desired_version > 0 AND (reported_version <> desired_version OR reported_state <> desired_state)`) == 0
 	})
 	for _, tenant := range names {
-		await(t, "every ack is answered", func() bool {
+		devstack.Await(t, "every ack is answered", func() bool {
 			seen := map[string]bool{}
 			players[tenant].count(func(h *heard) bool {
 				if h.Kind == "commands/response" && h.Payload != nil && h.Payload.Status == "accepted" {
@@ -283,7 +285,7 @@ func TestMosquittoSubHears(t *testing.T) {
 	s.start(c)
 	s.exec(`INSERT INTO device_registry (tenant_id, device_id, site_id) VALUES ('t1', 'd1', 's1')`)
 	s.exec(`INSERT INTO device_state (tenant_id, device_id, desired_state) VALUES ('t1', 'd1', '{"mode": "eco"}')`)
-	await(t, "the desired state is published", func() bool { return s.count(`SELECT count(*) FROM crossfade_downlink`) == 0 })
+	devstack.Await(t, "the desired state is published", func() bool { return s.count(`SELECT count(*) FROM crossfade_downlink`) == 0 })
 
 	u, err := url.Parse(s.broker.URL())
 	if err != nil {

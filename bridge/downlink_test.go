@@ -7,6 +7,8 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/downlink"
 )
 
@@ -56,7 +58,7 @@ func TestDownlinkWithoutSubscription(t *testing.T) {
 	if line := i.Ready().Checks["downlink"]; !line.OK || line.Required {
 		t.Errorf("readiness: %+v", line)
 	}
-	await(t, "the metrics", func() bool {
+	devstack.Await(t, "the metrics", func() bool {
 		m := i.metrics()
 		return strings.Contains(m, `crossfade_downlink_published_total{kind="desired"} 1`) && strings.Contains(m, `crossfade_downlink_published_total{kind="command"} 1`) &&
 			strings.Contains(m, "crossfade_downlink_lanes 64") && strings.Contains(m, "crossfade_downlink_rows")
@@ -66,7 +68,7 @@ func TestDownlinkWithoutSubscription(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) VALUES ('t1', 'c2', 'd1', 'reboot')`)
-	await(t, "the broker's absence in readiness", func() bool { return !i.Ready().Checks["downlink"].OK })
+	devstack.Await(t, "the broker's absence in readiness", func() bool { return !i.Ready().Checks["downlink"].OK })
 	if r := i.Ready(); !r.Ready {
 		t.Errorf("not ready: %+v", r)
 	}

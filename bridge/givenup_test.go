@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	natsjs "github.com/nats-io/nats.go/jetstream"
 )
 
@@ -42,8 +44,8 @@ func TestGivenUpMessagesAreWritten(t *testing.T) {
 		}
 	}
 	i, other := s.start(s.config("a")), s.start(s.config("b"))
-	await(t, "the messages in the table", func() bool { return s.count(`SELECT count(*) FROM telemetry WHERE tenant_id = 't1'`) == n })
-	await(t, "their acknowledgements", func() bool {
+	devstack.Await(t, "the messages in the table", func() bool { return s.count(`SELECT count(*) FROM telemetry WHERE tenant_id = 't1'`) == n })
+	devstack.Await(t, "their acknowledgements", func() bool {
 		info, err := c.Info(t.Context())
 		return err == nil && info.NumRedelivered == 0 && info.NumAckPending == 0
 	})

@@ -11,6 +11,8 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/crossfade-io/crossfade/bridge"
@@ -69,7 +71,7 @@ func TestHostileByEveryWay(t *testing.T) {
 					}
 				}
 			}
-			await(t, "all is in the ledger", func() bool {
+			devstack.Await(t, "all is in the ledger", func() bool {
 				return s.count(`SELECT count(*) FROM crossfade_ledger`) >= good+len(sent)
 			})
 			if n := s.count(`SELECT count(*) FROM telemetry WHERE seq = 7000000 AND metrics ? 'good'`); n != good {

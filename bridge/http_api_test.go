@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/api"
 )
@@ -57,7 +59,7 @@ func TestHTTPAPI(t *testing.T) {
 		t.Errorf("the device is told %s", got)
 	}
 	call(202, "POST", "/device/v1/shadow/reported", `{"reported":{"mode":"eco"},"version":1}`)
-	await(t, "the back end sees what the device reports", func() bool {
+	devstack.Await(t, "the back end sees what the device reports", func() bool {
 		var sh api.Shadow
 		if err := json.Unmarshal([]byte(call(200, "GET", base+"/shadow", "")), &sh); err != nil {
 			t.Fatal(err)
@@ -69,7 +71,7 @@ func TestHTTPAPI(t *testing.T) {
 		t.Errorf("pending: %s", got)
 	}
 	call(202, "POST", "/device/v1/commands/c1/ack", `{"details":{"took":3}}`)
-	await(t, "the command is delivered", func() bool {
+	devstack.Await(t, "the command is delivered", func() bool {
 		var c api.Command
 		if err := json.Unmarshal([]byte(call(200, "GET", base+"/commands/c1", "")), &c); err != nil {
 			t.Fatal(err)
@@ -80,7 +82,7 @@ func TestHTTPAPI(t *testing.T) {
 		t.Errorf("pending after the acknowledgement: %s", got)
 	}
 	call(202, "POST", "/ingest/v1/tenant/acme/device/d1/telemetry", `{"site_id":"s1","ts":"2026-01-01T00:00:00Z","metrics":{"a":1}}`)
-	await(t, "telemetry is written", func() bool { return s.count(`SELECT count(*) FROM telemetry WHERE device_id = 'd1'`) == 1 })
+	devstack.Await(t, "telemetry is written", func() bool { return s.count(`SELECT count(*) FROM telemetry WHERE device_id = 'd1'`) == 1 })
 	if n := s.count(`SELECT count(*) FROM quarantine_events`); n != 0 {
 		t.Errorf("%d messages are in quarantine", n)
 	}
@@ -105,7 +107,7 @@ func TestAPIAddressTaken(t *testing.T) {
 	ac.Listen = "127.0.0.1:0"
 	first.API = &ac
 	i := s.start(first)
-	await(t, "the API is served", func() bool { return i.APIAddress() != "" })
+	devstack.Await(t, "the API is served", func() bool { return i.APIAddress() != "" })
 	second := s.config("b")
 	second.Mirror = nil
 	taken := ac

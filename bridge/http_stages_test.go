@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
@@ -113,11 +115,11 @@ func TestHTTPInEveryStage(t *testing.T) {
 			s.device(sender, "tenant/"+tenant+"/device/d1/telemetry", byMQTT)
 		}
 	}
-	await(t, "everything is written", func() bool {
+	devstack.Await(t, "everything is written", func() bool {
 		return s.count(`SELECT count(*) FROM telemetry`) >= 2*n*len(tenants)
 	})
 	js := s.jetstream()
-	await(t, "all copies are dealt with", func() bool {
+	devstack.Await(t, "all copies are dealt with", func() bool {
 		consumer, err := js.Consumer(t.Context(), "TELEMETRY", jetstream.ConsumerTelemetry)
 		if err != nil {
 			t.Fatal(err)

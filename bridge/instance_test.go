@@ -3,6 +3,7 @@ package bridge_test
 import (
 	"context"
 	"encoding/json"
+	"log/slog"
 	"net/http"
 	"net/url"
 	"strings"
@@ -33,7 +34,7 @@ func TestTenantThatWaitsInVainOnMQTT(t *testing.T) {
 	many := some()
 	many.Tenants, many.Devices, many.PerDevice = 1, 20, 200
 	want := int(s.play(many).Counts().Acked)
-	await(t, "the sound tenant's messages are dealt with", func() bool {
+	devstack.Await(t, "the sound tenant's messages are dealt with", func() bool {
 		return s.count(`SELECT count(*) FROM crossfade_ledger`) >= want
 	})
 	if err := i.shutdown(); err != nil {
@@ -51,12 +52,12 @@ func TestTwoInstancesOfOneName(t *testing.T) {
 		r := i.Ready()
 		return !r.Ready && strings.Contains(r.Checks["instance"].Error, `"a"`)
 	}
-	await(t, "both name the other", func() bool { return named(first) && named(second) })
+	devstack.Await(t, "both name the other", func() bool { return named(first) && named(second) })
 	if err := second.shutdown(); err != nil {
 		t.Error(err)
 	}
-	await(t, "the one that is left is ready", func() bool { return first.Ready().Ready })
-	await(t, "it is signed on", func() bool {
+	devstack.Await(t, "the one that is left is ready", func() bool { return first.Ready().Ready })
+	devstack.Await(t, "it is signed on", func() bool {
 		return s.count(`SELECT count(*) FROM crossfade_instances WHERE state = 'running'`) == 1
 	})
 	if err := first.shutdown(); err != nil {
@@ -81,8 +82,8 @@ func TestPartitionsThatCannotBeMade(t *testing.T) {
 	}
 	c := s.config("a")
 	c.Partitions.LockTimeout, c.Partitions.Attempts = 10*time.Millisecond, 1
-	var j journal
-	c.Logger = j.logger()
+	var j devstack.Log
+	c.Logger = slog.New(slog.NewTextHandler(&j, nil))
 	s.start(c)
 	if !strings.Contains(j.String(), "partitions could not be made") {
 		t.Error("nothing is said of the partitions")
@@ -137,7 +138,7 @@ func TestStoppedBeforePostgresIsThere(t *testing.T) {
 		t.Fatal(err)
 	}
 	i := s.launch(s.config("a"))
-	await(t, "readiness says what is waited for", func() bool {
+	devstack.Await(t, "readiness says what is waited for", func() bool {
 		r := i.Ready()
 		return !r.Ready && strings.Contains(r.Checks["postgresql"].Error, "PostgreSQL")
 	})
@@ -170,8 +171,8 @@ func TestNoSecretsInReadinessAndLog(t *testing.T) {
 	c := s.config("a")
 	c.Mirror = nil
 	c.Listen = "127.0.0.1:0"
-	var j journal
-	c.Logger = j.logger()
+	var j devstack.Log
+	c.Logger = slog.New(slog.NewTextHandler(&j, nil))
 	i := s.start(c)
 	for _, stop := range []func(context.Context) error{pg.Stop, s.nats.Stop, s.broker.Stop} {
 		if err := stop(t.Context()); err != nil {
@@ -179,7 +180,7 @@ func TestNoSecretsInReadinessAndLog(t *testing.T) {
 		}
 	}
 	parts := []string{"postgresql", "jetstream", "mqtt", "stages"}
-	await(t, "everything is away", func() bool {
+	devstack.Await(t, "everything is away", func() bool {
 		r := i.Ready()
 		for _, part := range parts {
 			if r.Checks[part].OK {

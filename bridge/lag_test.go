@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
@@ -61,7 +63,7 @@ func (s *stack) awaitLag(tenant string, p pipeline.Path, least, most int64) {
 			s.t.Logf("%s by %s: %+v, want %d to %d", tenant, p, got, least, most)
 		}
 	}()
-	await(s.t, "lag", func() bool {
+	devstack.Await(s.t, "lag", func() bool {
 		got = s.lag(0).Of(tenant, p)
 		return got.Least == least && got.Most == most
 	})
@@ -100,7 +102,7 @@ func TestLagIsTold(t *testing.T) {
 	s.awaitLag("acme", pipeline.PathJetStream, 3, 3)
 	s.awaitLag("globex", pipeline.PathJetStream, 20, 20)
 	s.awaitLag("initech", pipeline.PathJetStream, 0, 0)
-	await(t, "the gauges show it", func() bool {
+	devstack.Await(t, "the gauges show it", func() bool {
 		text := i.metrics()
 		return strings.Contains(text, `crossfade_lag_messages{path="jetstream",stream="TELEMETRY"} 23`) &&
 			strings.Contains(text, `crossfade_lag_messages{path="mqtt",stream=""} 3`) &&
@@ -120,11 +122,11 @@ func TestLagIsTold(t *testing.T) {
 	if err := s.nats.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "JetStream's lag is unknown", func() bool {
+	devstack.Await(t, "JetStream's lag is unknown", func() bool {
 		b := s.lag(0).Of("acme", pipeline.PathJetStream)
 		return b.Most == -1 && strings.Contains(b.Unknown, "TELEMETRY: ")
 	})
-	await(t, "its gauges are gone", func() bool { return !strings.Contains(i.metrics(), `crossfade_lag_messages{path="jetstream"`) })
+	devstack.Await(t, "its gauges are gone", func() bool { return !strings.Contains(i.metrics(), `crossfade_lag_messages{path="jetstream"`) })
 }
 
 // TestOldMessageKeepsItsTenantFromMoving: and nobody else, for as long as it is there.
@@ -139,7 +141,7 @@ func TestOldMessageKeepsItsTenantFromMoving(t *testing.T) {
 	s.stay(stage.Shadow, "acme")
 	s.stay(stage.Shadow, "globex")
 	s.envelope(js, "acme", 1) // it has no other copy, and stands by
-	await(t, "the leader has seen that it is too old", func() bool {
+	devstack.Await(t, "the leader has seen that it is too old", func() bool {
 		l := s.lag(c.Control.Retention)
 		return l.Overdue("acme") != "" && l.Of("acme", pipeline.PathJetStream).Oldest > 5 // it looks every two seconds
 	})
@@ -151,12 +153,12 @@ func TestOldMessageKeepsItsTenantFromMoving(t *testing.T) {
 			return s.count(`SELECT count(*) FROM crossfade_stages WHERE tenant_id = $1 AND waits_for LIKE $2 AND stage = $3`, tenant, what, in) == 1
 		}
 	}
-	await(t, "acme is refused", waits("acme", "undelivered messages: the oldest by JetStream is older than the ledger remembers (1s)", "shadow"))
-	await(t, "globex goes on", waits("globex", "sentinel%", "live"))
+	devstack.Await(t, "acme is refused", waits("acme", "undelivered messages: the oldest by JetStream is older than the ledger remembers (1s)", "shadow"))
+	devstack.Await(t, "globex goes on", waits("globex", "sentinel%", "live"))
 
 	s.device(p, "tenant/acme/device/d1/telemetry", numberedPayload(1)) // the other copy
 	for _, tenant := range []string{"acme", "globex"} {
-		await(t, tenant+" has got there", func() bool {
+		devstack.Await(t, tenant+" has got there", func() bool {
 			return s.count(`SELECT count(*) FROM crossfade_stages WHERE tenant_id = $1 AND stage = 'jetstream'`, tenant) == 1
 		})
 	}
@@ -188,7 +190,7 @@ func TestLagOfMQTTIsToldWhileNATSIsMute(t *testing.T) {
 	for seq := range 3 {
 		s.device(p, "tenant/acme/device/d1/telemetry", numberedPayload(seq))
 	}
-	await(t, "MQTT's lag is told, and why JetStream's is not", func() bool {
+	devstack.Await(t, "MQTT's lag is told, and why JetStream's is not", func() bool {
 		l := s.lag(0)
 		js, mqtt := l.Of("acme", pipeline.PathJetStream), l.Of("acme", pipeline.PathMQTT)
 		if strings.Contains(js.Unknown, "not connected") {

@@ -5,6 +5,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/crossfade-io/crossfade/bridge"
@@ -29,7 +31,7 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 	only.MQTT, only.JetStream = nil, nil
 	proved := func(i *instance) {
 		t.Helper()
-		await(t, "the mirror's session is proved", func() bool { return i.series("crossfade_mirror_session_proved") == 1 })
+		devstack.Await(t, "the mirror's session is proved", func() bool { return i.series("crossfade_mirror_session_proved") == 1 })
 	}
 	m := s.start(only)
 	proved(a)
@@ -46,11 +48,11 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 		s.device(p, "tenant/acme/device/d1/telemetry", fmt.Sprintf(`{"site_id":"s","provision_token":"tok","seq":%d,"metrics":{"a":1}}`, seq))
 	}
 	before := dropped("mqtt")
-	await(t, "its own session is proved", func() bool { message(); return dropped("mqtt") > before })
+	devstack.Await(t, "its own session is proved", func() bool { message(); return dropped("mqtt") > before })
 	for range 20 {
 		message()
 	}
-	await(t, "the MQTT copies are dropped", func() bool { return dropped("mqtt") >= before+20 })
+	devstack.Await(t, "the MQTT copies are dropped", func() bool { return dropped("mqtt") >= before+20 })
 	if err := control.Forget(t.Context(), s.pool, "m"); err != nil {
 		t.Fatal(err)
 	}
@@ -61,13 +63,13 @@ func TestMirrorThatWasForgotten(t *testing.T) {
 		t.Fatalf("all %d messages are there: the stopped mirror has none of them", n)
 	}
 	m = s.start(only)
-	await(t, "what it had is written", func() bool { return rows() == seq })
+	devstack.Await(t, "what it had is written", func() bool { return rows() == seq })
 	proved(m)
 	before = dropped("jetstream")
 	for range 20 {
 		message()
 	}
-	await(t, "what comes later is dropped again", func() bool { return dropped("jetstream") >= before+20 })
+	devstack.Await(t, "what comes later is dropped again", func() bool { return dropped("jetstream") >= before+20 })
 }
 
 // TestTooLargeForTheMirror: a message whose envelope NATS does not take ends in
@@ -87,18 +89,18 @@ func TestTooLargeForTheMirror(t *testing.T) {
 		seq++
 		s.device(p, "tenant/acme/device/d1/telemetry", fmt.Sprintf(`{"site_id":"s","provision_token":"tok","seq":%d,"metrics":{"a":"%s"}}`, seq, text))
 	}
-	await(t, "copies to be dropped", func() bool {
+	devstack.Await(t, "copies to be dropped", func() bool {
 		message("x")
 		return !strings.Contains(a.metrics(), `crossfade_dropped_total{path="mqtt"} 0`)
 	})
 	large := seq + 1
 	message(strings.Repeat("x", 2<<20)) // max_payload is 1 MiB
-	await(t, "quarantine", func() bool {
+	devstack.Await(t, "quarantine", func() bool {
 		return s.count(`SELECT count(*) FROM quarantine_events WHERE reason = 'PAYLOAD_TOO_LARGE'`) == 1
 	})
 	message("y")
 	message(strings.Repeat("z", 8<<10-90)) // max_payload_bytes would do, with the envelope it is too much
-	await(t, "the others", func() bool { return s.count(`SELECT count(*) FROM telemetry`) == seq-1 })
+	devstack.Await(t, "the others", func() bool { return s.count(`SELECT count(*) FROM telemetry`) == seq-1 })
 	if n := s.count(`SELECT count(*) FROM telemetry WHERE seq = $1`, large); n != 0 {
 		t.Error("it is written")
 	}

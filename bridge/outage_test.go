@@ -56,7 +56,7 @@ func TestPostgresStoppedAndStarted(t *testing.T) {
 			c.MQTT.WindowBytes, c.Mirror.WindowBytes, c.JetStream.WindowBytes = room, room, room
 			c.MQTT.KeepAlive = time.Second // a full instance reads no answers to pings
 		}, func(i *instance) {
-			await(t, "the instance is full, and connects to the broker again", func() bool {
+			devstack.Await(t, "the instance is full, and connects to the broker again", func() bool {
 				return i.series(`crossfade_source_connects_total{part="session",source="mqtt"}`) > 1 &&
 					i.series(`crossfade_source_released_total{part="ingest-workers",source="jetstream"}`) > 0
 			})
@@ -81,11 +81,11 @@ func stopPostgres(t *testing.T, change func(bridge.Config), meanwhile func(*inst
 	change(cfg)
 	i := s.start(cfg)
 	record := s.playing(loaded())
-	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	if err := pg.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "readiness names PostgreSQL", func() bool {
+	devstack.Await(t, "readiness names PostgreSQL", func() bool {
 		r := i.Ready()
 		return !r.Ready && !r.Checks["postgresql"].OK && strings.Contains(r.Checks["postgresql"].Error, "PostgreSQL")
 	})
@@ -93,7 +93,7 @@ func stopPostgres(t *testing.T, change func(bridge.Config), meanwhile func(*inst
 	if err := pg.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the instance is ready again", func() bool { return i.Ready().Ready })
+	devstack.Await(t, "the instance is ready again", func() bool { return i.Ready().Ready })
 	s.reconcile(record())
 	if err := i.shutdown(); err != nil {
 		t.Error(err)
@@ -105,24 +105,24 @@ func TestBrokersRestart(t *testing.T) {
 	s := newStack(t)
 	i := s.start(s.config("a"))
 	record := s.playing(loaded())
-	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	s.flip(flags.JetStream, "acme")
 	if err := s.nats.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "readiness names JetStream", func() bool { return !i.Ready().Checks["jetstream"].OK })
+	devstack.Await(t, "readiness names JetStream", func() bool { return !i.Ready().Checks["jetstream"].OK })
 	if err := s.nats.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "JetStream is back", func() bool { return i.Ready().Checks["jetstream"].OK })
+	devstack.Await(t, "JetStream is back", func() bool { return i.Ready().Checks["jetstream"].OK })
 	if err := s.broker.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "readiness names MQTT", func() bool { return !i.Ready().Checks["mqtt"].OK })
+	devstack.Await(t, "readiness names MQTT", func() bool { return !i.Ready().Checks["mqtt"].OK })
 	if err := s.broker.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the instance is ready again", func() bool { return i.Ready().Ready })
+	devstack.Await(t, "the instance is ready again", func() bool { return i.Ready().Ready })
 	s.reconcile(record())
 	if err := i.shutdown(); err != nil {
 		t.Error(err)
@@ -140,7 +140,7 @@ func TestFlipsUnderLoad(t *testing.T) {
 	c := loaded()
 	c.PerDevice = 300
 	record := s.playing(c)
-	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	for range 3 {
 		for _, tenant := range fleet.TenantNames(c) {
 			s.flip(flags.JetStream, tenant)
@@ -172,7 +172,7 @@ func TestWithoutJetStream(t *testing.T) {
 	c := s.config("a")
 	c.Mirror = nil
 	b := s.launch(c)
-	await(t, "MQTT is up and JetStream is named", func() bool {
+	devstack.Await(t, "MQTT is up and JetStream is named", func() bool {
 		r := b.Ready()
 		return r.Checks["mqtt"].OK && !r.Checks["jetstream"].OK && !r.Ready
 	})

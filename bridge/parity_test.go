@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/flags"
@@ -30,7 +32,7 @@ func (s *stack) stay(wish stage.Stage, tenant string) {
 	if _, err := flags.OpenStore(s.pool).SetTargets(s.t.Context(), []string{tenant}, flags.Variant(wish), s.t.Name(), ""); err != nil {
 		s.t.Fatal(err)
 	}
-	await(s.t, tenant+" is in stage "+string(wish), func() bool {
+	devstack.Await(s.t, tenant+" is in stage "+string(wish), func() bool {
 		return s.count(`SELECT count(*) FROM crossfade_stages WHERE tenant_id = $1 AND stage = $2`, tenant, string(wish)) == 1 &&
 			s.count(`SELECT count(*) FROM crossfade_instances WHERE confirmed_revision < (SELECT max(epoch) FROM crossfade_stages)`) == 0
 	})
@@ -80,7 +82,7 @@ func TestStandbyInASmallWindow(t *testing.T) {
 			held := window / 2 // at most, with nothing more arriving
 			const few = 10     // a loaded machine may let the lease lapse, and then nothing stands by for a while
 			all := int(record.Counts().Acked)
-			await(t, "all but the last are written", func() bool {
+			devstack.Await(t, "all but the last are written", func() bool {
 				return s.count(`SELECT count(*) FROM crossfade_ledger`) >= all-held && s.count(`SELECT count(*) FROM telemetry WHERE tenant_id = 'acme'`)+
 					s.count(`SELECT count(*) FROM quarantine_events WHERE tenant_id = 'acme'`)+
 					s.count(`SELECT count(*) FROM device_state WHERE tenant_id = 'acme' AND reported_version > 0`) >= sound
@@ -124,7 +126,7 @@ func TestParityIsSeen(t *testing.T) {
 	if _, err := s.jetstream().Publish(t.Context(), "telemetry.liar", []byte(envelope)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "parity is written while the instance runs", func() bool {
+	devstack.Await(t, "parity is written while the instance runs", func() bool {
 		w := s.parity("acme", "liar")
 		return w[0].Matched > 0 && w[1].Mismatched > 0
 	})

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge"
 	"github.com/crossfade-io/crossfade/bridge/parity"
 	"github.com/crossfade-io/crossfade/bridge/rollout"
@@ -45,14 +47,14 @@ func TestRolloutUnderLoad(t *testing.T) {
 		configs[name] = c
 	}
 	driver := s.spawn(configs["a"])
-	await(t, "the first instance drives rollouts", func() bool { return s.driving() != 0 })
+	devstack.Await(t, "the first instance drives rollouts", func() bool { return s.driving() != 0 })
 	s.spawn(configs["b"])
 	s.spawn(configs["c"])
 
 	fc := fleet.DefaultConfig()
 	fc.Tenants, fc.Devices, fc.Rate = 4, 24, 200
 	stop := s.playingOn(fc)
-	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	plan, err := rollout.Parse([]byte(twoWaves))
 	if err != nil {
 		t.Fatal(err)
@@ -66,7 +68,7 @@ func TestRolloutUnderLoad(t *testing.T) {
 	before := s.driving()
 	driver.kill()
 	s.spawn(configs["a"])
-	await(t, "another instance drives", func() bool { now := s.driving(); return now != 0 && now != before })
+	devstack.Await(t, "another instance drives", func() bool { now := s.driving(); return now != 0 && now != before })
 	s.measureNow()
 	s.awaitRollout(2, rollout.Baking)
 	s.arrive(stage.JetStream, "acme", "globex")
@@ -74,7 +76,7 @@ func TestRolloutUnderLoad(t *testing.T) {
 	p := s.sender()
 	s.measureNow()
 	ghosts := 0
-	await(t, "the rollout is over", func() bool {
+	devstack.Await(t, "the rollout is over", func() bool {
 		for range 20 { // more than all of its tenant's others meanwhile
 			ghosts++
 			s.device(p, "tenant/initech/device/ghost/telemetry", fmt.Sprintf(`{"site_id":"s","provision_token":"none","metrics":{"v":%d}}`, ghosts))
@@ -174,7 +176,7 @@ func (s *stack) look() *rollout.Report {
 // awaitRollout waits for a phase of a wave.
 func (s *stack) awaitRollout(wave int, phase rollout.Phase) {
 	s.t.Helper()
-	await(s.t, fmt.Sprintf("wave %d is %s", wave, phase), func() bool {
+	devstack.Await(s.t, fmt.Sprintf("wave %d is %s", wave, phase), func() bool {
 		r := s.look()
 		if r.State != rollout.Pending && r.State != rollout.Running {
 			s.t.Fatalf("the rollout is %s: %s", r.State, r.Why)

@@ -82,7 +82,7 @@ func (w *writer) write(tenant string, devices, bytes int) {
 // holds every message that was written, once, and each device's in order.
 func (w *writer) wantPublished() {
 	w.t.Helper()
-	await(w.t, "the outbox is empty", func() bool {
+	devstack.Await(w.t, "the outbox is empty", func() bool {
 		var n int
 		err := w.pool.QueryRow(w.t.Context(), `SELECT count(*) FROM crossfade_outbox`).Scan(&n)
 		return err == nil && n == 0
@@ -160,7 +160,7 @@ func TestPublishersShareTheOutbox(t *testing.T) {
 		}
 		return sum, all
 	}
-	await(t, "all three have lanes", func() bool { sum, all := shares(children...); return all && sum == store.OutboxLanes })
+	devstack.Await(t, "all three have lanes", func() bool { sum, all := shares(children...); return all && sum == store.OutboxLanes })
 	for i := range 150 {
 		w.write("t1", 60, 10)
 		switch i {
@@ -171,7 +171,7 @@ func TestPublishersShareTheOutbox(t *testing.T) {
 		}
 	}
 	w.wantPublished()
-	await(t, "the one that came back has its share", func() bool { sum, all := shares(children...); return all && sum == store.OutboxLanes })
+	devstack.Await(t, "the one that came back has its share", func() bool { sum, all := shares(children...); return all && sum == store.OutboxLanes })
 }
 
 // TestPublisherThatWasFrozen: one of two stops in the midst of its turn, PostgreSQL
@@ -186,7 +186,7 @@ func TestPublisherThatWasFrozen(t *testing.T) {
 	frozen := s.spawn(s.publisher("a"))
 	s.start(s.publisher("b"))
 	js := s.jetstream()
-	await(t, "messages are published", func() bool {
+	devstack.Await(t, "messages are published", func() bool {
 		stream, err := js.Stream(t.Context(), "ROUTES")
 		return err == nil && stream.CachedInfo().State.Msgs > 300
 	})
@@ -199,11 +199,11 @@ func TestPublisherThatWasFrozen(t *testing.T) {
 	for range 5 {
 		w.write("t1", 30, 10)
 	}
-	await(t, "the other publishes all", func() bool { return s.count(`SELECT count(*) FROM crossfade_outbox`) == 0 })
+	devstack.Await(t, "the other publishes all", func() bool { return s.count(`SELECT count(*) FROM crossfade_outbox`) == 0 })
 	if err := frozen.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "it shares the work again", func() bool {
+	devstack.Await(t, "it shares the work again", func() bool {
 		_, metrics := frozen.get("/metrics")
 		return metric(t, metrics, "crossfade_outbox_lanes") == store.OutboxLanes/2
 	})
@@ -231,18 +231,18 @@ func TestOutboxThroughNATSOutage(t *testing.T) {
 	if n := s.count(`SELECT count(*) FROM crossfade_outbox`); n < 20*50 {
 		t.Errorf("%d rows wait, want at least 1000", n)
 	}
-	await(t, "readiness speaks of the routes", func() bool { return !i.Ready().Checks["routes"].OK })
+	devstack.Await(t, "readiness speaks of the routes", func() bool { return !i.Ready().Checks["routes"].OK })
 	if i.Ready().Checks["routes"].Required {
 		t.Error("routes make the instance unready")
 	}
-	await(t, "the instance leaves its lanes to others", func() bool {
+	devstack.Await(t, "the instance leaves its lanes to others", func() bool {
 		return s.count(`SELECT count(*) FROM pg_stat_activity WHERE application_name = 'crossfade routes' AND datname = current_database()`) == 0
 	})
 	if err := s.nats.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	w.wantPublished()
-	await(t, "readiness is content", func() bool { return i.Ready().Checks["routes"].OK })
+	devstack.Await(t, "readiness is content", func() bool { return i.Ready().Checks["routes"].OK })
 }
 
 // TestOutboxThroughNATSKills: two instances work off a backlog, and the server is
@@ -257,7 +257,7 @@ func TestOutboxThroughNATSKills(t *testing.T) {
 	s.start(s.publisher("b"))
 	for kill := range uint64(4) {
 		js := s.jetstream()
-		await(t, "messages are published", func() bool {
+		devstack.Await(t, "messages are published", func() bool {
 			stream, err := js.Stream(t.Context(), "ROUTES")
 			return err == nil && stream.CachedInfo().State.Msgs > 1000*(kill+1)
 		})
@@ -296,7 +296,7 @@ func TestOutboxThroughPostgresRestart(t *testing.T) {
 	}
 	restarting.Wait()
 	w.wantPublished()
-	await(t, "readiness is content", func() bool { return i.Ready().Ready && i.Ready().Checks["routes"].OK })
+	devstack.Await(t, "readiness is content", func() bool { return i.Ready().Ready && i.Ready().Checks["routes"].OK })
 }
 
 // TestPublishedRowsThatCannotBeDeleted are remembered: nothing else is done before
@@ -310,7 +310,7 @@ func TestPublishedRowsThatCannotBeDeleted(t *testing.T) {
 	}
 	i := s.start(s.publisher("a"))
 	w.write("t1", 10, 10)
-	await(t, "readiness says that rows cannot be deleted", func() bool { return strings.Contains(i.Ready().Checks["routes"].Error, "delete published rows") })
+	devstack.Await(t, "readiness says that rows cannot be deleted", func() bool { return strings.Contains(i.Ready().Checks["routes"].Error, "delete published rows") })
 	published := len(s.routed())
 	w.write("t1", 10, 10)
 	// A duplicate window so short that a repeat would be stored: the stream forgets.
@@ -324,7 +324,7 @@ func TestPublishedRowsThatCannotBeDeleted(t *testing.T) {
 		t.Fatal(err)
 	}
 	tries := s.count(`SELECT sum(xact_rollback) FROM pg_stat_database WHERE datname = current_database()`)
-	await(t, "the deletion is tried again", func() bool {
+	devstack.Await(t, "the deletion is tried again", func() bool {
 		return s.count(`SELECT sum(xact_rollback) FROM pg_stat_database WHERE datname = current_database()`) > tries+2
 	})
 	if n := len(s.routed()); n != published {
@@ -348,7 +348,7 @@ func TestParkedRowsHoldNobodyUp(t *testing.T) {
 	}
 	w.write("t2", 1, 2<<20)
 	w.write("t2", 1, 10)
-	await(t, "all is published or parked", func() bool { return s.count(`SELECT count(*) FROM crossfade_outbox`) == 0 })
+	devstack.Await(t, "all is published or parked", func() bool { return s.count(`SELECT count(*) FROM crossfade_outbox`) == 0 })
 	if n := s.count(`SELECT count(*) FROM crossfade_outbox_parked WHERE tenant_id = 'no subject' AND reason LIKE '%NATS subject%'`); n != 15 {
 		t.Errorf("%d rows of the tenant are parked, want 15", n)
 	}
@@ -386,7 +386,7 @@ func TestRouteFromEndToEnd(t *testing.T) {
 		route string
 		seq   int
 	}{{all, 0}, {all, 1}, {all, 2}, {rest, 2}, {rest, 3}, {rest, 4}}
-	await(t, "all messages are published", func() bool { return len(s.routed()) == len(wanted) })
+	devstack.Await(t, "all messages are published", func() bool { return len(s.routed()) == len(wanted) })
 	for n, m := range s.routed() {
 		want := fmt.Sprintf(`{"route":%s,"topic":"tenant/t1/device/d1/telemetry","payload":{"metrics":{"v":1},"provision_token":"tok","seq":%d,"site_id":"s"},"tenant_id":"t1"}`,
 			wanted[n].route, wanted[n].seq)

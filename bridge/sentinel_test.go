@@ -117,7 +117,7 @@ func (s *stack) awaitSightings(nonce string, p pipeline.Path, want ...string) {
 			s.t.Logf("seen by %s: %q, want %q", p, got, want)
 		}
 	}()
-	await(s.t, "the sentinel has come out of "+p.String(), func() bool {
+	devstack.Await(s.t, "the sentinel has come out of "+p.String(), func() bool {
 		got = s.sightings(nonce, p)
 		return slices.Equal(got, want)
 	})
@@ -194,7 +194,7 @@ func TestSentinelsComeOutOfBothPaths(t *testing.T) {
 			t.Errorf("%s: %d traces of sentinels", what, n)
 		}
 	}
-	await(t, "the routes are published", func() bool { return len(s.routed()) == written })
+	devstack.Await(t, "the routes are published", func() bool { return len(s.routed()) == written })
 	for _, m := range s.routed() {
 		if strings.Contains(string(m.Data), pipeline.SentinelDevice) {
 			t.Fatalf("a sentinel was routed: %s", m.Data)
@@ -224,7 +224,7 @@ func TestDeadMirror(t *testing.T) {
 	s.flip(flags.JetStream, "acme")
 	nonce := s.sentinel(s.sender(), "acme")
 	s.awaitSightings(nonce, pipeline.PathMQTT, ofSessions("a", "b")...)
-	await(t, "the tenant waits for JetStream", func() bool {
+	devstack.Await(t, "the tenant waits for JetStream", func() bool {
 		return s.count(`SELECT count(*) FROM crossfade_stages WHERE stage = 'live' AND waits_for LIKE '%JetStream%'`) == 1
 	})
 	if seen := s.sightings(nonce, pipeline.PathJetStream); len(seen) != 0 {
@@ -266,13 +266,13 @@ func TestHeldCopyDelaysSighting(t *testing.T) {
 	s.stay(stage.Live, "acme")
 	p := s.sender()
 	received := func() int { return i.series(`crossfade_source_received_total{part="session",source="mqtt"}`) }
-	await(t, "its own session is proved, by sentinels of its own", func() bool { return i.series("crossfade_mqtt_session_proved") == 1 })
+	devstack.Await(t, "its own session is proved, by sentinels of its own", func() bool { return i.series("crossfade_mqtt_session_proved") == 1 })
 	before := received()
 	const payload = `{"site_id":"s","provision_token":"tok","seq":1,"metrics":{"a":1}}`
 	s.device(p, "tenant/acme/device/d1/telemetry", payload)
 	nonce := s.sentinel(p, "acme")
-	await(t, "everything has arrived", func() bool { return received() >= before+4 })
-	await(t, "the copy stands by", func() bool { return strings.Contains(i.metrics(), `crossfade_standby_held{path="mqtt"} 1`) })
+	devstack.Await(t, "everything has arrived", func() bool { return received() >= before+4 })
+	devstack.Await(t, "the copy stands by", func() bool { return strings.Contains(i.metrics(), `crossfade_standby_held{path="mqtt"} 1`) })
 	if seen := s.sightings(nonce, pipeline.PathMQTT); len(seen) != 0 {
 		t.Errorf("%q although a copy before it stands by", seen)
 	}
@@ -298,7 +298,7 @@ func TestStoppedPostgresDelaysSighting(t *testing.T) {
 		t.Fatal(err)
 	}
 	seen := func() int { return i.series(`crossfade_sentinels_total{path="mqtt",result="seen"}`) }
-	await(t, "its own session is proved", func() bool { return i.series("crossfade_mqtt_session_proved") == 1 && seen() > 0 })
+	devstack.Await(t, "its own session is proved", func() bool { return i.series("crossfade_mqtt_session_proved") == 1 && seen() > 0 })
 	received := func() int { return i.series(`crossfade_source_received_total{part="session",source="mqtt"}`) }
 	before, arrived := seen(), received()
 	if err := pg.Stop(t.Context()); err != nil {
@@ -306,7 +306,7 @@ func TestStoppedPostgresDelaysSighting(t *testing.T) {
 	}
 	s.device(p, "tenant/acme/device/d1/telemetry", `{"site_id":"s","provision_token":"tok","seq":1,"metrics":{"a":1}}`)
 	s.send(p, "acme", nonce)
-	await(t, "everything has arrived", func() bool { return received() >= arrived+4 })
+	devstack.Await(t, "everything has arrived", func() bool { return received() >= arrived+4 })
 	if n := seen(); n != before {
 		t.Errorf("%d sentinels came out of MQTT before a message that cannot be written", n-before)
 	}

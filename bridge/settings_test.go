@@ -1,13 +1,13 @@
 package bridge_test
 
 import (
-	"bytes"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/crossfade-io/crossfade/internal/devstack"
 
 	"github.com/nats-io/nats.go"
 	natsjs "github.com/nats-io/nats.go/jetstream"
@@ -15,26 +15,6 @@ import (
 	"github.com/crossfade-io/crossfade/flags"
 	"github.com/crossfade-io/crossfade/internal/fleet"
 )
-
-// journal is a log that a test reads.
-type journal struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.buf.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.buf.String()
-}
-
-func (j *journal) logger() *slog.Logger { return slog.New(slog.NewTextHandler(j, nil)) }
 
 // jetstream is a connection of the test's own.
 func (s *stack) jetstream() natsjs.JetStream {
@@ -71,10 +51,10 @@ func TestDangerousSettingsAreReported(t *testing.T) {
 	js := s.jetstream()
 	s.consumer(js, "TELEMETRY", "telemetry.>", natsjs.ConsumerConfig{Durable: "ingest-workers", AckPolicy: natsjs.AckExplicitPolicy, MaxDeliver: 3, AckWait: time.Second})
 	c := s.config("a")
-	var j journal
-	c.Logger = j.logger()
+	var j devstack.Log
+	c.Logger = slog.New(slog.NewTextHandler(&j, nil))
 	i := s.start(c)
-	await(t, "readiness shows them", func() bool { return !i.Ready().Checks["jetstream_settings"].OK })
+	devstack.Await(t, "readiness shows them", func() bool { return !i.Ready().Checks["jetstream_settings"].OK })
 	r := i.Ready()
 	if !r.Ready {
 		t.Errorf("dangerous settings make the instance unready: %+v", r)
@@ -102,16 +82,16 @@ func TestUnusableConsumerLeavesMQTTWorking(t *testing.T) {
 	s.consumer(js, "COMMANDS", "commands.>", natsjs.ConsumerConfig{Durable: "ingest-commands", AckPolicy: natsjs.AckNonePolicy})
 	c := s.config("a")
 	i := s.launch(c)
-	await(t, "readiness names the consumer and MQTT is up", func() bool {
+	devstack.Await(t, "readiness names the consumer and MQTT is up", func() bool {
 		r := i.Ready()
 		return !r.Ready && r.Checks["mqtt"].OK && strings.Contains(r.Checks["jetstream"].Error, "ingest-commands")
 	})
 	record := s.play(some())
-	await(t, "MQTT's messages are written", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "MQTT's messages are written", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 	if err := js.DeleteConsumer(t.Context(), "COMMANDS", "ingest-commands"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the instance is ready", func() bool { return i.Ready().Ready })
+	devstack.Await(t, "the instance is ready", func() bool { return i.Ready().Ready })
 	s.reconcile(record)
 	if err := i.shutdown(); err != nil {
 		t.Error(err)
@@ -164,7 +144,7 @@ func TestTenantThatWaitsInVainOnJetStream(t *testing.T) {
 	s.flip(flags.JetStream, "sound")
 	s.publish(js, "stuck", 300)
 	s.publish(js, "sound", 500)
-	await(t, "the sound tenant's messages are written", func() bool {
+	devstack.Await(t, "the sound tenant's messages are written", func() bool {
 		return s.count(`SELECT count(*) FROM telemetry WHERE tenant_id = 'sound'`) == 500
 	})
 }

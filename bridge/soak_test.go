@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	natsjs "github.com/nats-io/nats.go/jetstream"
 
 	"github.com/crossfade-io/crossfade/bridge"
@@ -59,7 +61,7 @@ func TestSoak(t *testing.T) {
 		running = append(running, s.spawn(c))
 	}
 	record := s.playing(fc)
-	await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
+	devstack.Await(t, "rows arrive", func() bool { return s.count(`SELECT count(*) FROM telemetry`) > 0 })
 
 	end := time.Now().Add(duration)
 	flips, kills := 0, 0
@@ -140,7 +142,7 @@ SELECT EXISTS (SELECT FROM crossfade_stages WHERE tenant_id = $1 AND stage IN ('
 		if _, err := flags.OpenStore(s.pool).SetTargets(s.t.Context(), []string{tenant}, flags.MQTT, "soak", ""); err != nil {
 			s.t.Fatal(err)
 		}
-		await(s.t, "MQTT has the authority on every instance", func() bool {
+		devstack.Await(s.t, "MQTT has the authority on every instance", func() bool {
 			var done bool
 			if err := s.pool.QueryRow(s.t.Context(), back, tenant).Scan(&done); err != nil {
 				s.t.Fatal(err)

@@ -85,7 +85,7 @@ type instance struct {
 func (s *stack) start(c bridge.Config) *instance {
 	s.t.Helper()
 	i := s.launch(c)
-	await(s.t, "the instance is ready", func() bool {
+	devstack.Await(s.t, "the instance is ready", func() bool {
 		select {
 		case err := <-i.done:
 			i.done <- err
@@ -173,15 +173,4 @@ func (s *stack) reconcile(r *fleet.Record) fleet.Report {
 		s.t.Fatalf("not reconciled:\n%s", report)
 	}
 	return report
-}
-
-// await waits for a condition, for as long as a loaded machine may need.
-func await(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting until %s", what)
-		}
-		time.Sleep(5 * time.Millisecond)
-	}
 }

@@ -102,15 +102,6 @@ func override(t *testing.T, pool *pgxpool.Pool, v flags.Variant, tenants ...stri
 	}
 }
 
-func until(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(30 * time.Second); !condition(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting until %s", what)
-		}
-	}
-}
-
 // TestOverridesDoNotWaitForTheFlagService: in the middle of a round over 10,000
 // tenants that the service will never end, the operator moves one, and nobody else
 // moves (P5).
@@ -131,11 +122,11 @@ func TestOverridesDoNotWaitForTheFlagService(t *testing.T) {
 		case <-r.Context().Done():
 		}
 	})
-	until(t, "the service is asked", func() bool { return inHand.Load() > 0 })
+	devstack.Await(t, "the service is asked", func() bool { return inHand.Load() > 0 })
 	override(t, pool, flags.JetStream, "t77")
-	until(t, "the override moves its tenant", func() bool { return c.StageOf("t77") == stage.Live })
+	devstack.Await(t, "the override moves its tenant", func() bool { return c.StageOf("t77") == stage.Live })
 	override(t, pool, flags.MQTT, "t77")
-	until(t, "and back", func() bool { return c.StageOf("t77") == stage.Shadow })
+	devstack.Await(t, "and back", func() bool { return c.StageOf("t77") == stage.Shadow })
 	facts, err := Facts(t.Context(), pool)
 	if err != nil || len(facts) != 1 {
 		t.Errorf("%d tenants were moved, %v; want one", len(facts), err)
@@ -157,7 +148,7 @@ func TestManyTenantsFollowAService(t *testing.T) {
 		return stage.Live
 	}
 	var facts []Fact
-	until(t, "all have moved", func() bool {
+	devstack.Await(t, "all have moved", func() bool {
 		var err error
 		if facts, err = Facts(t.Context(), pool); err != nil {
 			t.Fatal(err)

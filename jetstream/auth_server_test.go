@@ -164,14 +164,14 @@ type client struct {
 	*jetstream.Conn
 	t       *testing.T
 	log     *slog.Logger
-	logged  *lockedWriter
+	logged  *devstack.Log
 	secrets []string
 }
 
 // open connects; at the end nothing of the secrets may stand in the log.
 func open(t *testing.T, cfg jetstream.Config, secrets ...string) *client {
 	t.Helper()
-	c := &client{t: t, secrets: secrets, logged: &lockedWriter{w: &strings.Builder{}}}
+	c := &client{t: t, secrets: secrets, logged: &devstack.Log{}}
 	c.log = slog.New(slog.NewTextHandler(c.logged, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	var err error
 	c.Conn, err = jetstream.Connect(cfg, c.log)
@@ -180,7 +180,7 @@ func open(t *testing.T, cfg jetstream.Config, secrets ...string) *client {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
 		defer cancel()
 		must(t, c.Close(ctx))
-		c.checkSecrets("log", c.logged.text())
+		c.checkSecrets("log", c.logged.String())
 	})
 	return c
 }
@@ -199,10 +199,10 @@ func (c *client) awaitHealth(words ...string) {
 	c.t.Helper()
 	defer func() {
 		if c.t.Failed() {
-			c.t.Logf("health: %v\nlog: %s", c.Health(), c.logged.text())
+			c.t.Logf("health: %v\nlog: %s", c.Health(), c.logged.String())
 		}
 	}()
-	await(c.t, "health "+strings.Join(words, ", "), func() bool {
+	devstack.Await(c.t, "health "+strings.Join(words, ", "), func() bool {
 		err := c.Health()
 		if err == nil || len(words) == 0 {
 			return err == nil && len(words) == 0

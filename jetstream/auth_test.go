@@ -111,13 +111,13 @@ func TestLogins(t *testing.T) {
 			go func() { ended <- source.Run(ctx, k.deliver) }()
 
 			c.publish("before")
-			await(t, "a message", func() bool { return k.has([]string{"before"}) })
+			devstack.Await(t, "a message", func() bool { return k.has([]string{"before"}) })
 			g.stop()
 			c.awaitHealth("not connected")
 			g.start(l.guard)
 			c.awaitHealth()
 			c.publish("after")
-			await(t, "a message after the server was away", func() bool { return k.has([]string{"after"}) })
+			devstack.Await(t, "a message after the server was away", func() bool { return k.has([]string{"after"}) })
 			cancel()
 			if err := <-ended; err != nil {
 				t.Errorf("Run = %v", err)
@@ -133,7 +133,7 @@ func TestLogins(t *testing.T) {
 func (c *client) publish(id string) {
 	c.t.Helper()
 	var one iter.Seq2[string, []byte] = func(yield func(string, []byte) bool) { yield("telemetry.t1", []byte(id)) }
-	await(c.t, "publish of "+id, func() bool {
+	devstack.Await(c.t, "publish of "+id, func() bool {
 		ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 		defer cancel()
 		return jetstream.Publish(ctx, c.Conn, one) == nil
@@ -207,8 +207,8 @@ func TestRefusedLogins(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			_, c := r.connect(t)
 			c.awaitHealth(append(slices.Clone(r.words), "not connected")...)
-			await(t, "a line in the log", func() bool {
-				return contains(c.logged.text(), r.words)
+			devstack.Await(t, "a line in the log", func() bool {
+				return contains(c.logged.String(), r.words)
 			})
 		})
 	}

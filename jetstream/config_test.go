@@ -82,15 +82,14 @@ func TestConnectNamesTheFile(t *testing.T) {
 // A refused password is retried for ever, and neither Health nor the log shows it.
 func TestWrongPasswordIsRetriedAndNotShown(t *testing.T) {
 	server := devstack.TestNATS(t)
-	var log strings.Builder
 	cfg := jetstream.DefaultConfig()
 	cfg.URLs = []string{"nats://crossfade:wr0ng@" + server.Address()}
-	logged := &lockedWriter{w: &log}
+	logged := &devstack.Log{}
 	conn, err := jetstream.Connect(cfg, slog.New(slog.NewTextHandler(logged, nil)))
 	if err != nil {
 		t.Fatalf("Connect = %v, want retries", err)
 	}
-	await(t, "the refusal", func() bool {
+	devstack.Await(t, "the refusal", func() bool {
 		err := conn.Health()
 		return err != nil && strings.Contains(err.Error(), "uthorization")
 	})
@@ -100,7 +99,7 @@ func TestWrongPasswordIsRetriedAndNotShown(t *testing.T) {
 	if err := conn.Close(testContext(t)); err != nil {
 		t.Errorf("Close = %v", err)
 	}
-	if text := logged.text(); strings.Contains(text, "wr0ng") {
+	if text := logged.String(); strings.Contains(text, "wr0ng") {
 		t.Errorf("log shows the password: %s", text)
 	}
 }

@@ -92,7 +92,7 @@ func TestGivenUpMessagesAreTakenIn(t *testing.T) {
 	publish(t, js, ids...)
 	acked := 0
 	for acked < len(ids) {
-		await(t, "messages in hand", func() bool { return k.inHand() > 0 })
+		devstack.Await(t, "messages in hand", func() bool { return k.inHand() > 0 })
 		for _, d := range k.take() {
 			if n := k.taker.times(bodyOf(d)); n != 5 {
 				t.Errorf("%s is in hand after %d deliveries, want 5", bodyOf(d), n)
@@ -105,7 +105,7 @@ func TestGivenUpMessagesAreTakenIn(t *testing.T) {
 		}
 	}
 	settled(t, source)
-	await(t, "the server to forget their deliveries", func() bool { return consumerInfo(t, js).NumRedelivered == 0 })
+	devstack.Await(t, "the server to forget their deliveries", func() bool { return consumerInfo(t, js).NumRedelivered == 0 })
 	if s := source.Stats()[0]; s.GivenUpTaken != 200 || s.GivenUpLost != 0 || s.InHand != 0 || s.Acked != 200 {
 		t.Errorf("stats: %+v", s)
 	}
@@ -121,7 +121,7 @@ func TestGivenUpDelivery(t *testing.T) {
 	giveUp(t, js, 1)
 	k := &taker{}
 	run(t, connect(t, natsServer, ""), k, nil)
-	await(t, "the message", func() bool { return k.inHand() == 1 })
+	devstack.Await(t, "the message", func() bool { return k.inHand() == 1 })
 	d := k.take()[0]
 	stream, err := js.Stream(testContext(t), "TELEMETRY")
 	must(t, err)
@@ -143,25 +143,25 @@ func TestGivenUpWithTwoInstances(t *testing.T) {
 	js := direct(t, natsServer)
 	createConsumer(t, js, limited)
 	first, second := &taker{}, &taker{}
-	logged := &lockedWriter{w: &strings.Builder{}}
+	logged := &devstack.Log{}
 	ctx, cancel := context.WithCancel(testContext(t))
 	defer cancel()
 	dies, ended := start(ctx, t, connect(t, natsServer, ""), unlessGivenUp(first), slog.New(slog.NewTextHandler(logged, nil)))
 	lives := runTo(t, connect(t, natsServer, ""), unlessGivenUp(second), testLog(t))
-	await(t, "both", func() bool { return dies.Health() == nil })
+	devstack.Await(t, "both", func() bool { return dies.Health() == nil })
 	publish(t, js, "m")
-	await(t, "both to have it", func() bool { return first.inHand() == 1 && second.inHand() == 1 })
+	devstack.Await(t, "both to have it", func() bool { return first.inHand() == 1 && second.inHand() == 1 })
 	cancel()
 	must(t, <-ended)
 	must(t, dies.Close(testContext(t)))
-	if n := dies.Stats()[0].GivenUpLost; n != 1 || !strings.Contains(logged.text(), "another instance") {
-		t.Errorf("the instance that has stopped counts %d lost; its log: %s", n, logged.text())
+	if n := dies.Stats()[0].GivenUpLost; n != 1 || !strings.Contains(logged.String(), "another instance") {
+		t.Errorf("the instance that has stopped counts %d lost; its log: %s", n, logged.String())
 	}
 	if n := consumerInfo(t, js).NumRedelivered; n != 1 {
 		t.Errorf("the server shows %d given-up messages before one is acknowledged, want 1", n)
 	}
 	must(t, second.take()[0].Receipt.Ack())
-	await(t, "the server to forget it", func() bool { return consumerInfo(t, js).NumRedelivered == 0 })
+	devstack.Await(t, "the server to forget it", func() bool { return consumerInfo(t, js).NumRedelivered == 0 })
 	if s := lives.Stats()[0]; s.GivenUpTaken != 1 || s.GivenUpLost != 0 {
 		t.Errorf("stats of the instance that lives: %+v", s)
 	}
@@ -186,7 +186,7 @@ func TestGivenUpInHand(t *testing.T) {
 				peak = max(peak, k.inHand())
 			}, testLog(t), func(cfg *jetstream.SourceConfig) { cfg.Window = c.window })
 			for left := n; left > 0; {
-				await(t, "messages in hand", func() bool { return k.inHand() >= min(left, c.most) })
+				devstack.Await(t, "messages in hand", func() bool { return k.inHand() >= min(left, c.most) })
 				for _, d := range k.take() {
 					left--
 					must(t, d.Receipt.Ack())
@@ -234,14 +234,14 @@ func TestGivenUpDenied(t *testing.T) {
 	createConsumer(t, js, limited)
 	k := &taker{auto: true}
 	source := runTo(t, c.Conn, k.deliver, c.log)
-	warnings := func() int { return strings.Count(c.logged.text(), "grant it the right to subscribe") }
-	await(t, "the warning", func() bool { return warnings() == 1 })
+	warnings := func() int { return strings.Count(c.logged.String(), "grant it the right to subscribe") }
+	devstack.Await(t, "the warning", func() bool { return warnings() == 1 })
 	g.stop()
-	await(t, "the loss of the connection", func() bool { return source.Health() != nil })
+	devstack.Await(t, "the loss of the connection", func() bool { return source.Health() != nil })
 	g.start(guard)
 	publish(t, js, "m")
-	await(t, "the message", func() bool { return k.times("m") == 1 })
-	if text := c.logged.text(); warnings() != 1 || !strings.Contains(text, advisories) || strings.Contains(text, "NATS connection error") {
+	devstack.Await(t, "the message", func() bool { return k.times("m") == 1 })
+	if text := c.logged.String(); warnings() != 1 || !strings.Contains(text, advisories) || strings.Contains(text, "NATS connection error") {
 		t.Errorf("it is to be told once, with the subject %s, and as nothing else:\n%s", advisories, text)
 	}
 	settled(t, source)
@@ -253,7 +253,7 @@ func TestGivenUpAndGone(t *testing.T) {
 	js := direct(t, natsServer)
 	createConsumer(t, js, limited)
 	k := &taker{auto: true}
-	logged := &lockedWriter{w: &strings.Builder{}}
+	logged := &devstack.Log{}
 	source := runTo(t, connect(t, natsServer, ""), k.deliver, slog.New(slog.NewTextHandler(logged, nil)))
 	publish(t, js, "gone")
 	settled(t, source)
@@ -266,15 +266,15 @@ func TestGivenUpAndGone(t *testing.T) {
 	} {
 		must(t, js.Conn().Publish(advisories, []byte(advisory)))
 	}
-	await(t, "the loss to be told", func() bool { return strings.Contains(logged.text(), "it is lost unless") })
+	devstack.Await(t, "the loss to be told", func() bool { return strings.Contains(logged.String(), "it is lost unless") })
 	if n := source.Stats()[0].GivenUpLost; n != 1 {
 		t.Errorf("%d are counted as lost, want 1", n)
 	}
-	if text := logged.text(); !strings.Contains(text, "sequence=1") || !strings.Contains(text, "does not hold it") || strings.Count(text, "cannot read an advisory") != 1 {
+	if text := logged.String(); !strings.Contains(text, "sequence=1") || !strings.Contains(text, "does not hold it") || strings.Count(text, "cannot read an advisory") != 1 {
 		t.Errorf("the log: %s", text)
 	}
 	publish(t, js, "next")
-	await(t, "what comes after", func() bool { return k.times("next") == 1 })
+	devstack.Await(t, "what comes after", func() bool { return k.times("next") == 1 })
 	if s := source.Stats()[0]; s.GivenUpTaken != 0 || s.FetchErrors != 0 {
 		t.Errorf("stats: %+v", s)
 	}
@@ -292,7 +292,7 @@ func TestGivenUpUnheard(t *testing.T) {
 	must(t, err)
 	_, err = c.Fetch(1, natsjs.FetchMaxWait(100*time.Millisecond))
 	must(t, err)
-	await(t, "the server to give up", func() bool { return consumerInfo(t, js).NumAckPending == 0 })
+	devstack.Await(t, "the server to give up", func() bool { return consumerInfo(t, js).NumAckPending == 0 })
 
 	conn := connect(t, natsServer, "")
 	if found := givenUpFinding(t, conn); !strings.Contains(found, "delete the consumer") {
@@ -304,7 +304,7 @@ func TestGivenUpUnheard(t *testing.T) {
 		t.Errorf("backlog: %+v", b)
 	}
 	must(t, js.DeleteConsumer(testContext(t), "TELEMETRY", jetstream.ConsumerTelemetry))
-	await(t, "the messages", func() bool { return k.has(names("m", 3)) })
+	devstack.Await(t, "the messages", func() bool { return k.has(names("m", 3)) })
 	settled(t, source)
 	if found := givenUpFinding(t, conn); found != "" {
 		t.Errorf("still told: %s", found)

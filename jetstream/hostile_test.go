@@ -48,7 +48,7 @@ func TestHostileMessages(t *testing.T) {
 		if _, err := js.PublishMsg(testContext(t), &nats.Msg{Subject: c.subject, Header: c.header, Data: c.body}); err != nil {
 			t.Fatalf("%s: the server refuses it: %v", c.name, err)
 		}
-		await(t, c.name, func() bool { return k.inHand() > 0 })
+		devstack.Await(t, c.name, func() bool { return k.inHand() > 0 })
 		for _, d := range k.take() {
 			if d.Subject != c.subject || d.Tenant() != c.tenant || !bytes.Equal(d.Body, c.body) {
 				t.Errorf("%s: subject %.60q, tenant %.60q, %d bytes", c.name, d.Subject, d.Tenant(), len(d.Body))
@@ -63,7 +63,7 @@ func TestHostileMessages(t *testing.T) {
 	}
 	k.setAuto()
 	publish(t, js, "good")
-	await(t, "the good message", func() bool { return k.times("good") == 1 })
+	devstack.Await(t, "the good message", func() bool { return k.times("good") == 1 })
 	for _, s := range source.Stats() {
 		if s.FetchErrors != 0 || s.AckErrors != 0 {
 			t.Errorf("%s started over %d times, %d acknowledgements failed", s.Consumer, s.FetchErrors, s.AckErrors)

@@ -141,7 +141,7 @@ func TestIngestWithoutNATS(t *testing.T) {
 	network := sourcetest.NewNetwork(t, n.Address())
 	conn := connect(t, n, network.Addr())
 	i := newIngest(t, conn)
-	await(t, "connection", func() bool { return conn.Health() == nil })
+	devstack.Await(t, "connection", func() bool { return conn.Health() == nil })
 	retryable := func(what string) {
 		t.Helper()
 		err := i.Publish(testContext(t), "t1", "d1", "telemetry", []byte(`{}`))
@@ -154,7 +154,7 @@ func TestIngestWithoutNATS(t *testing.T) {
 		t.Fatal(err)
 	}
 	network.Cut(t)
-	await(t, "the loss to be noticed", func() bool { return conn.Health() != nil })
+	devstack.Await(t, "the loss to be noticed", func() bool { return conn.Health() != nil })
 	retryable("without a connection")
 	ended, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -162,7 +162,7 @@ func TestIngestWithoutNATS(t *testing.T) {
 		t.Error("published with a context that has ended")
 	}
 	network.Restore(t)
-	await(t, "a message to be published", func() bool {
+	devstack.Await(t, "a message to be published", func() bool {
 		return i.Publish(testContext(t), "t1", "d1", "telemetry", []byte(`{}`)) == nil
 	})
 }

@@ -53,16 +53,16 @@ func TestBacklogIsToldApart(t *testing.T) {
 		t.Fatalf("of nothing: %+v, %+v", b, looked)
 	}
 	publishOn(t, js, "telemetry.acme", 1)
-	await(t, "the first is in hand", func() bool { return k.inHand() == 1 })
+	devstack.Await(t, "the first is in hand", func() bool { return k.inHand() == 1 })
 	publishOn(t, js, "telemetry.globex", 20)
-	await(t, "the hand is full", func() bool { return k.inHand() == 10 })
+	devstack.Await(t, "the hand is full", func() bool { return k.inHand() == 10 })
 	held := k.take()
 	for _, d := range held[1:] { // the first stays
 		if err := d.Receipt.Ack(); err != nil {
 			t.Fatal(err)
 		}
 	}
-	await(t, "the hand is full again", func() bool { return k.inHand() == 9 })
+	devstack.Await(t, "the hand is full again", func() bool { return k.inHand() == 9 })
 	publishOn(t, js, "telemetry.initech", 5)
 
 	b, looked, subjects := counted(t, source, 100)
@@ -116,7 +116,7 @@ func TestNobodyLooksIntoAWorkQueue(t *testing.T) {
 	k := &taker{}
 	source := run(t, connect(t, server, ""), k, func(c *jetstream.SourceConfig) { c.Window = 1 })
 	publishOn(t, js, "telemetry.acme", 3)
-	await(t, "one is in hand", func() bool { return k.inHand() == 1 })
+	devstack.Await(t, "one is in hand", func() bool { return k.inHand() == 1 })
 	b := source.Backlogs(testContext(t))[0]
 	if b.Err != nil || b.Undelivered != 2 || b.Unacknowledged != 1 || b.Oldest.IsZero() {
 		t.Fatalf("%+v", b)
@@ -134,7 +134,7 @@ func TestBacklogOfAServerThatIsAway(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "an error", func() bool {
+	devstack.Await(t, "an error", func() bool {
 		b := source.Backlogs(testContext(t))[0]
 		return b.Err != nil && b.Stream == "TELEMETRY"
 	})

@@ -5,8 +5,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/url"
-	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -28,22 +26,6 @@ func testContext(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// await waits until ok holds.
-func await(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(patience)
-	defer deadline.Stop()
-	beat := time.NewTicker(5 * time.Millisecond)
-	defer beat.Stop()
-	for !ok() {
-		select {
-		case <-beat.C:
-		case <-deadline.C:
-			t.Fatalf("waited %s for %s", patience, what)
-		}
-	}
 }
 
 func testLog(t testing.TB) *slog.Logger {
@@ -80,7 +62,7 @@ func connect(t testing.TB, n *devstack.NATS, address string) *jetstream.Conn {
 			t.Errorf("close connection: %v", err)
 		}
 	})
-	await(t, "connection", func() bool { return address != "" || conn.Health() == nil })
+	devstack.Await(t, "connection", func() bool { return address != "" || conn.Health() == nil })
 	return conn
 }
 
@@ -105,7 +87,7 @@ func direct(t testing.TB, n *devstack.NATS) natsjs.JetStream {
 func publish(t testing.TB, js natsjs.JetStream, ids ...string) {
 	t.Helper()
 	for _, id := range ids {
-		await(t, "publish of "+id, func() bool {
+		devstack.Await(t, "publish of "+id, func() bool {
 			ctx, cancel := context.WithTimeout(context.Background(), 2*time.Second)
 			defer cancel()
 			_, err := js.Publish(ctx, "telemetry.t1", []byte(id), natsjs.WithMsgID(id))
@@ -143,22 +125,4 @@ func createConsumer(t testing.TB, js natsjs.JetStream, change func(*natsjs.Consu
 	if _, err := js.CreateOrUpdateConsumer(ctx, "TELEMETRY", config); err != nil {
 		t.Fatalf("create consumer: %v", err)
 	}
-}
-
-// lockedWriter lets a test read what several goroutines log.
-type lockedWriter struct {
-	mu sync.Mutex
-	w  *strings.Builder
-}
-
-func (l *lockedWriter) Write(b []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.Write(b)
-}
-
-func (l *lockedWriter) text() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.w.String()
 }

@@ -89,14 +89,14 @@ func TestMirrorSentinel(t *testing.T) {
 	for range before {
 		s.deliver(m, "tenant/t1/device/d1/telemetry", `{"a":1}`)
 	}
-	await(t, "attempts to fail", func() bool { return m.Stats().Retries >= before })
+	devstack.Await(t, "attempts to fail", func() bool { return m.Stats().Retries >= before })
 	ensure(t, conn)
 	for _, typ := range pipeline.SentinelTypes() {
 		s.deliver(m, pipeline.SentinelTopic("t1", typ), string(pipeline.SentinelPayload("n1")))
 	}
 	s.deliver(m, pipeline.SentinelTopic("t1", "telemetry"), `forged`)
 	s.deliver(m, "tenant/t1/device/d1/telemetry", `{"a":2}`)
-	await(t, "everything to be stored", func() bool { return m.Stats().Published == before+3+2 })
+	devstack.Await(t, "everything to be stored", func() bool { return m.Stats().Published == before+3+2 })
 
 	js := direct(t, server)
 	for stream, typ := range map[string]string{"TELEMETRY": "telemetry", "SHADOW": "shadow/reported", "COMMANDS": "commands/ack"} {

@@ -145,7 +145,7 @@ func TestMirrorSubjectsAndEnvelopes(t *testing.T) {
 	for i, c := range cases {
 		d, r := byMQTT(c.topic, c.body)
 		m.Deliver(d)
-		await(t, "acknowledgement of "+c.topic[:min(len(c.topic), 60)], func() bool { acked, _ := r.state(); return acked == 1 })
+		devstack.Await(t, "acknowledgement of "+c.topic[:min(len(c.topic), 60)], func() bool { acked, _ := r.state(); return acked == 1 })
 		if c.stream == unpublished {
 			continue
 		}
@@ -213,20 +213,20 @@ func TestMirrorLosesNothing(t *testing.T) {
 		return n
 	}
 	send(0, 2000)
-	await(t, "the first acknowledgements", func() bool { return acked() > 0 })
+	devstack.Await(t, "the first acknowledgements", func() bool { return acked() > 0 })
 	if err := server.Stop(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the mirror to notice", func() bool { return m.Health() != nil })
+	devstack.Await(t, "the mirror to notice", func() bool { return m.Health() != nil })
 	send(2000, 4000)
-	await(t, "an attempt while the server is away", func() bool { return m.Stats().Waiting >= 2000 })
+	devstack.Await(t, "an attempt while the server is away", func() bool { return m.Stats().Waiting >= 2000 })
 	if got := acked(); got > 2000 {
 		t.Errorf("%d messages acknowledged while the server was away", got-2000)
 	}
 	if err := server.Start(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "everything to be acknowledged", func() bool { return acked() == len(receipts) })
+	devstack.Await(t, "everything to be acknowledged", func() bool { return acked() == len(receipts) })
 	stop()
 	seen := map[string]bool{}
 	for _, msg := range stored(t, js, "TELEMETRY") {
@@ -257,8 +257,8 @@ func TestMirrorWithoutStream(t *testing.T) {
 	m.Deliver(stuck)
 	fine, fineReceipt := byMQTT("tenant/t1/device/d1/telemetry", `{}`)
 	m.Deliver(fine)
-	await(t, "the other stream's message", func() bool { a, _ := fineReceipt.state(); return a == 1 })
-	await(t, "a retry", func() bool { return m.Stats().Retries > 0 })
+	devstack.Await(t, "the other stream's message", func() bool { a, _ := fineReceipt.state(); return a == 1 })
+	devstack.Await(t, "a retry", func() bool { return m.Stats().Retries > 0 })
 	stop()
 	if a, r := stuckReceipt.state(); a != 0 || r != 1 {
 		t.Errorf("acknowledged %d times, released %d times; want released", a, r)
@@ -293,10 +293,10 @@ func TestMirrorWithSilentStream(t *testing.T) {
 	go func() { ended <- m.Run(ctx) }()
 	silent, silentReceipt := byMQTT("tenant/t1/device/d1/shadow/reported", `{}`)
 	m.Deliver(silent)
-	await(t, "the silent stream's message on its way", func() bool { return m.Stats().InFlight == 1 })
+	devstack.Await(t, "the silent stream's message on its way", func() bool { return m.Stats().InFlight == 1 })
 	fine, fineReceipt := byMQTT("tenant/t1/device/d1/telemetry", `{}`)
 	m.Deliver(fine)
-	await(t, "the other stream's message", func() bool { a, _ := fineReceipt.state(); return a == 1 })
+	devstack.Await(t, "the other stream's message", func() bool { a, _ := fineReceipt.state(); return a == 1 })
 	cancel()
 	if err := <-ended; err != nil {
 		t.Errorf("Run = %v", err)

@@ -47,12 +47,14 @@ func TestMirrorMarksWhatNobodyAwaits(t *testing.T) {
 		s.deliver(m, "tenant/t1/device/d1/telemetry", `{"what":"`+what+`"}`)
 		sent++
 	}
-	settle := func() { await(t, "everything to be stored", func() bool { return m.Stats().Published == sent }) }
+	settle := func() {
+		devstack.Await(t, "everything to be stored", func() bool { return m.Stats().Published == sent })
+	}
 
 	send("arrived unproved, published proved: marked")
 	awaited(7, time.Hour)
 	send("arrived proved, tried again under another proof: marked")
-	await(t, "attempts to fail", func() bool { return m.Stats().Retries >= 2 }) // there is no stream
+	devstack.Await(t, "attempts to fail", func() bool { return m.Stats().Retries >= 2 }) // there is no stream
 	awaited(8, time.Hour)
 	ensure(t, conn)
 	settle()
@@ -74,7 +76,7 @@ func TestMirrorMarksWhatNobodyAwaits(t *testing.T) {
 
 	k := &taker{}
 	run(t, conn, k, nil)
-	await(t, "everything to come out", func() bool { return k.inHand() >= int(sent) })
+	devstack.Await(t, "everything to come out", func() bool { return k.inHand() >= int(sent) })
 	for _, d := range k.take() {
 		body := string(d.Body)
 		if marked := strings.Contains(body, "marked"); d.Sole != marked {
@@ -94,7 +96,7 @@ func TestOriginOfOthers(t *testing.T) {
 	m, _ := mirror(t, conn, slog.New(slog.DiscardHandler))
 	d, r := byMQTT("tenant/t1/device/d1/telemetry", `{"a":1}`)
 	m.Deliver(d)
-	await(t, "it is stored", func() bool { acked, _ := r.state(); return acked == 1 })
+	devstack.Await(t, "it is stored", func() bool { acked, _ := r.state(); return acked == 1 })
 	if msgs := stored(t, direct(t, server), "TELEMETRY"); len(msgs) != 1 || len(msgs[0].Header) != 0 {
 		t.Errorf("stored %+v", msgs)
 	}

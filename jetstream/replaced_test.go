@@ -23,16 +23,16 @@ func TestStreamReplaced(t *testing.T) {
 	source := run(t, connect(t, server, ""), k, nil)
 	old := names("old", 50)
 	publish(t, js, old...)
-	await(t, "messages in hand", func() bool { return k.inHand() == len(old) })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == len(old) })
 	held := k.take()
 
 	if err := js.DeleteStream(testContext(t), "TELEMETRY"); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "a new stream", func() bool { return source.Stats()[0].FetchErrors > 0 && source.Health() == nil })
+	devstack.Await(t, "a new stream", func() bool { return source.Stats()[0].FetchErrors > 0 && source.Health() == nil })
 	fresh := names("new", 50)
 	publish(t, js, fresh...)
-	await(t, "new messages", func() bool { return k.inHand() == len(fresh) })
+	devstack.Await(t, "new messages", func() bool { return k.inHand() == len(fresh) })
 	for _, d := range held {
 		if err := d.Receipt.Ack(); !errors.Is(err, jetstream.ErrStale) {
 			t.Fatalf("Ack of a replaced stream's message = %v, want ErrStale", err)
@@ -69,13 +69,13 @@ func TestServerComesBackEmpty(t *testing.T) {
 	k := &taker{}
 	source := run(t, connect(t, server, ""), k, nil)
 	publish(t, js, names("old", 50)...)
-	await(t, "messages in hand", func() bool { return k.inHand() == 50 })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == 50 })
 	held := k.take()
 
 	if err := server.Stop(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the source to notice", func() bool { return source.Health() != nil })
+	devstack.Await(t, "the source to notice", func() bool { return source.Health() != nil })
 	for _, d := range held {
 		if err := d.Receipt.Ack(); !errors.Is(err, jetstream.ErrNotConnected) {
 			t.Fatalf("Ack while disconnected = %v, want ErrNotConnected", err)
@@ -86,7 +86,7 @@ func TestServerComesBackEmpty(t *testing.T) {
 	}
 	fresh := names("new", 50)
 	publish(t, js, fresh...)
-	await(t, "new messages", func() bool { return k.has(fresh) })
+	devstack.Await(t, "new messages", func() bool { return k.has(fresh) })
 	lag, err := source.Lag(testContext(t))
 	if err != nil {
 		t.Fatal(err)
@@ -115,10 +115,10 @@ func losesTail(t *testing.T, taken bool) {
 	k := &taker{}
 	source := run(t, connect(t, e.server, e.Addr()), k, nil)
 	e.Publish(t, names("lost", 50)...)
-	await(t, "messages in hand", func() bool { return k.inHand() == 50 })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == 50 })
 	e.Cut(t)
 	e.Stop(t)
-	await(t, "the source to notice", func() bool { return source.Health() != nil })
+	devstack.Await(t, "the source to notice", func() bool { return source.Health() != nil })
 	held := k.take()
 	// Some are answered while the server is away, some after it is back.
 	for _, d := range held[:25] {
@@ -135,11 +135,11 @@ func losesTail(t *testing.T, taken bool) {
 		e.Publish(t, fresh...)
 	}
 	e.Restore(t)
-	await(t, "health", func() bool { return source.Health() == nil })
+	devstack.Await(t, "health", func() bool { return source.Health() == nil })
 	if !taken {
 		e.Publish(t, fresh...)
 	}
-	await(t, "new messages", func() bool { return k.has(fresh) })
+	devstack.Await(t, "new messages", func() bool { return k.has(fresh) })
 	for _, d := range held[25:] {
 		if err := d.Receipt.Ack(); !errors.Is(err, jetstream.ErrStale) {
 			t.Fatalf("Ack of a lost message = %v, want ErrStale", err)
@@ -170,14 +170,14 @@ func TestSettledAfterRunAcrossAReconnection(t *testing.T) {
 	ended := make(chan error, 1)
 	go func() { ended <- source.Run(ctx, k.deliver) }()
 	e.Publish(t, names("m", 50)...)
-	await(t, "messages in hand", func() bool { return k.inHand() == 50 })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == 50 })
 	cancel()
 	if err := <-ended; err != nil {
 		t.Fatal(err)
 	}
 	e.Cut(t)
 	held := k.take()
-	await(t, "the connection to be lost", func() bool { return conn.Health() != nil })
+	devstack.Await(t, "the connection to be lost", func() bool { return conn.Health() != nil })
 	for _, d := range held {
 		if err := d.Receipt.Ack(); !errors.Is(err, jetstream.ErrNotConnected) {
 			t.Fatalf("Ack while disconnected = %v, want ErrNotConnected", err)

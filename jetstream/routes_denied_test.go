@@ -42,7 +42,7 @@ func TestDeniedTenantHoldsNobodyUp(t *testing.T) {
 	if got := p.Resting(); !slices.Equal(got, []string{"denied"}) {
 		t.Errorf("%v rest, want the denied tenant", got)
 	}
-	if n := strings.Count(c.logged.text(), "NATS connection error"); n != 0 {
+	if n := strings.Count(c.logged.String(), "NATS connection error"); n != 0 {
 		t.Errorf("the log has %d lines of what the publisher tells once", n)
 	}
 }

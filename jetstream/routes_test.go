@@ -257,7 +257,7 @@ func TestPublishEndsWithItsContext(t *testing.T) {
 	if err := n.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the loss is noticed", func() bool { return !p.Connected() })
+	devstack.Await(t, "the loss is noticed", func() bool { return !p.Connected() })
 	for i, o := range p.Publish(testContext(t), routeMessages("t1", 2, 2)) {
 		if o.Stored || o.Refused != "" {
 			t.Errorf("message %d without a server: %+v", i, o)

@@ -35,7 +35,7 @@ func progress(t testing.TB, conn *jetstream.Conn, m jetstream.Mark) jetstream.Pr
 
 func awaitProgress(t testing.TB, conn *jetstream.Conn, m jetstream.Mark, want jetstream.Progress) {
 	t.Helper()
-	await(t, "the mark to change", func() bool {
+	devstack.Await(t, "the mark to change", func() bool {
 		known, err := conn.Settled(testContext(t), m.Consumer, []jetstream.Mark{m})
 		return err == nil && known[0] == want
 	})
@@ -53,7 +53,7 @@ func TestSettled(t *testing.T) {
 	run(t, conn, k, func(c *jetstream.SourceConfig) { c.Window = 40 })
 	run(t, connect(t, server, ""), other, func(c *jetstream.SourceConfig) { c.Window = 60 })
 	publish(t, js, names("m", 100)...)
-	await(t, "messages in hand", func() bool { return k.inHand()+other.inHand() == 100 })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand()+other.inHand() == 100 })
 	held := append(k.take(), other.take()...)
 	marks := make([]jetstream.Mark, len(held))
 	var last jetstream.Mark
@@ -82,7 +82,7 @@ func TestSettled(t *testing.T) {
 	if err := first.Receipt.Release(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the released message to come again", func() bool { return k.inHand()+other.inHand() == 1 })
+	devstack.Await(t, "the released message to come again", func() bool { return k.inHand()+other.inHand() == 1 })
 	if p := progress(t, conn, last); p != jetstream.MarkWaits {
 		t.Errorf("with one message before it released: %d", p)
 	}
@@ -111,7 +111,7 @@ func TestSettledAfterReplacement(t *testing.T) {
 			conn := connect(t, server, "")
 			run(t, conn, k, nil)
 			publish(t, js, names("old", 10)...)
-			await(t, "messages in hand", func() bool { return k.inHand() == 10 })
+			devstack.Await(t, "messages in hand", func() bool { return k.inHand() == 10 })
 			held := k.take()
 			mark := markOf(t, held[9])
 			var err error
@@ -125,12 +125,12 @@ func TestSettledAfterReplacement(t *testing.T) {
 			}
 			k.setAuto()
 			fresh := names("new", 30)
-			await(t, "the stream", func() bool {
+			devstack.Await(t, "the stream", func() bool {
 				_, err := js.Stream(testContext(t), "TELEMETRY")
 				return err == nil
 			})
 			publish(t, js, fresh...)
-			await(t, "new messages", func() bool { return k.has(fresh) })
+			devstack.Await(t, "new messages", func() bool { return k.has(fresh) })
 			awaitProgress(t, conn, mark, jetstream.MarkGone)
 			if _, ok := held[0].Receipt.(interface{ Mark() (jetstream.Mark, bool) }).Mark(); ok {
 				t.Error("a message of what was replaced can be marked")
@@ -155,7 +155,7 @@ func TestSettledAfterALostTail(t *testing.T) {
 	conn := connect(t, e.server, e.Addr())
 	run(t, conn, k, nil)
 	e.Publish(t, names("lost", 20)...)
-	await(t, "messages in hand", func() bool { return k.inHand() == 20 })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == 20 })
 	held := k.take()
 	mark := markOf(t, held[19])
 	for _, d := range held {
@@ -172,7 +172,7 @@ func TestSettledAfterALostTail(t *testing.T) {
 	k.setAuto()
 	fresh := names("new", 30)
 	e.Publish(t, fresh...)
-	await(t, "new messages", func() bool { return k.has(fresh) })
+	devstack.Await(t, "new messages", func() bool { return k.has(fresh) })
 	awaitProgress(t, conn, mark, jetstream.MarkGone)
 }
 
@@ -180,7 +180,7 @@ func TestSettledAfterALostTail(t *testing.T) {
 func TestSettledErrors(t *testing.T) {
 	e := newEnv(t)
 	conn := connect(t, e.server, e.Addr())
-	await(t, "connection", func() bool { return conn.Health() == nil })
+	devstack.Await(t, "connection", func() bool { return conn.Health() == nil })
 	if _, err := conn.Settled(testContext(t), "nobody", nil); err == nil || !strings.Contains(err.Error(), "nobody") {
 		t.Errorf("an unknown consumer: %v", err)
 	}
@@ -188,7 +188,7 @@ func TestSettledErrors(t *testing.T) {
 		t.Errorf("no stream: %v", err)
 	}
 	e.Cut(t)
-	await(t, "the loss to be noticed", func() bool { return conn.Health() != nil })
+	devstack.Await(t, "the loss to be noticed", func() bool { return conn.Health() != nil })
 	if _, err := conn.Settled(testContext(t), jetstream.ConsumerShadow, nil); err == nil {
 		t.Error("an answer without a connection")
 	}

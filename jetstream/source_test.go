@@ -93,7 +93,7 @@ func runTo(t *testing.T, conn *jetstream.Conn, deliver func(pipeline.Delivery), 
 			t.Errorf("Close = %v", err)
 		}
 	})
-	await(t, "health", func() bool { return source.Health() == nil })
+	devstack.Await(t, "health", func() bool { return source.Health() == nil })
 	return source
 }
 
@@ -120,7 +120,7 @@ func start(ctx context.Context, t *testing.T, conn *jetstream.Conn, deliver func
 // settled waits until the server knows of no message that is not acknowledged.
 func settled(t *testing.T, source *jetstream.Source) {
 	t.Helper()
-	await(t, "everything to be acknowledged", func() bool {
+	devstack.Await(t, "everything to be acknowledged", func() bool {
 		lag, err := source.Lag(testContext(t))
 		return err == nil && lag[0].Pending == 0 && lag[0].AckPending == 0
 	})
@@ -138,7 +138,7 @@ func TestHeldMessagesBurnNoDelivery(t *testing.T) {
 	source := run(t, connect(t, server, ""), k, nil)
 	ids := names("m", 600)
 	publish(t, js, ids...)
-	await(t, "messages in hand", func() bool { return k.inHand() == len(ids) })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == len(ids) })
 
 	// Deadlines are the server's; nothing but time passes them.
 	time.Sleep(4 * ackWait)
@@ -167,7 +167,7 @@ func TestServerKilledMidFlow(t *testing.T) {
 	source := run(t, connect(t, server, ""), k, nil)
 	before := names("before", 500)
 	publish(t, js, before...)
-	await(t, "messages in hand", func() bool { return k.inHand() > 100 })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() > 100 })
 	for i, d := range k.take() {
 		if i%2 == 0 {
 			_ = d.Receipt.Ack() // the kill may swallow it
@@ -177,13 +177,13 @@ func TestServerKilledMidFlow(t *testing.T) {
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the source to notice", func() bool { return source.Health() != nil })
+	devstack.Await(t, "the source to notice", func() bool { return source.Health() != nil })
 	if err := server.Start(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
 	after := names("after", 500)
 	publish(t, js, after...)
-	await(t, "all messages", func() bool { return k.has(before) && k.has(after) })
+	devstack.Await(t, "all messages", func() bool { return k.has(before) && k.has(after) })
 }
 
 func TestConsumerDeleted(t *testing.T) {
@@ -194,14 +194,14 @@ func TestConsumerDeleted(t *testing.T) {
 	source := run(t, connect(t, server, ""), k, nil)
 	first := names("first", 50)
 	publish(t, js, first...)
-	await(t, "messages in hand", func() bool { return k.inHand() == len(first) })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == len(first) })
 	if err := js.DeleteConsumer(testContext(t), "TELEMETRY", jetstream.ConsumerTelemetry); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "a new consumer", func() bool { return source.Stats()[0].FetchErrors > 0 && source.Health() == nil })
+	devstack.Await(t, "a new consumer", func() bool { return source.Stats()[0].FetchErrors > 0 && source.Health() == nil })
 	// The new one starts from the beginning: what was in hand comes again, and
 	// the receipts of the old one say so.
-	await(t, "the messages again", func() bool { return k.inHand() == 2*len(first) })
+	devstack.Await(t, "the messages again", func() bool { return k.inHand() == 2*len(first) })
 	stale := 0
 	for _, d := range k.take() {
 		if err := d.Receipt.Ack(); errors.Is(err, jetstream.ErrStale) {
@@ -233,11 +233,11 @@ func TestAcknowledgedWhileDisconnected(t *testing.T) {
 	source := run(t, connect(t, server, ""), k, nil)
 	ids := names("m", 50)
 	publish(t, js, ids...)
-	await(t, "messages in hand", func() bool { return k.inHand() == len(ids) })
+	devstack.Await(t, "messages in hand", func() bool { return k.inHand() == len(ids) })
 	if err := server.Stop(testContext(t)); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "the source to notice", func() bool { return source.Health() != nil })
+	devstack.Await(t, "the source to notice", func() bool { return source.Health() != nil })
 	for _, d := range k.take() {
 		if err := d.Receipt.Ack(); !errors.Is(err, jetstream.ErrNotConnected) {
 			t.Fatalf("Ack while disconnected = %v, want ErrNotConnected", err)
@@ -264,7 +264,7 @@ func TestSingleMessagesDoNotWait(t *testing.T) {
 	})
 	for _, id := range names("one", 20) {
 		publish(t, js, id)
-		await(t, id, func() bool { return k.has([]string{id}) })
+		devstack.Await(t, id, func() bool { return k.has([]string{id}) })
 	}
 	settled(t, source)
 }
@@ -275,7 +275,7 @@ func TestOccurredIsTheStreamsTime(t *testing.T) {
 	k := &taker{}
 	run(t, connect(t, server, ""), k, nil)
 	publish(t, js, "m")
-	await(t, "the message", func() bool { return k.inHand() == 1 })
+	devstack.Await(t, "the message", func() bool { return k.inHand() == 1 })
 	stream, err := js.Stream(testContext(t), "TELEMETRY")
 	if err != nil {
 		t.Fatal(err)
@@ -328,7 +328,7 @@ func TestThreeConsumersInOneSource(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	await(t, "one message of each", func() bool { return k.has(subjects) })
+	devstack.Await(t, "one message of each", func() bool { return k.has(subjects) })
 	if got := len(source.Stats()); got != 3 {
 		t.Errorf("stats of %d consumers, want 3", got)
 	}

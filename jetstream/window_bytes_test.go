@@ -24,7 +24,7 @@ func TestLargeMessagesStayWithinBounds(t *testing.T) {
 	k := &taker{}
 	source := run(t, connect(t, n, ""), k, func(c *jetstream.SourceConfig) { c.WindowBytes = room * (size + 1000) })
 	for done := 0; done < sent; {
-		await(t, "as much to be in hand as there is room for", func() bool { return k.inHand() >= min(room, sent-done) })
+		devstack.Await(t, "as much to be in hand as there is room for", func() bool { return k.inHand() >= min(room, sent-done) })
 		if s := source.Stats()[0]; s.InHand > room || s.HeldBytes > room*(size+1000) {
 			t.Fatalf("%d messages of %d bytes are in hand", s.InHand, s.HeldBytes)
 		}
@@ -55,7 +55,7 @@ func TestMessageAboveTheBoundIsTaken(t *testing.T) {
 	source := run(t, connect(t, n, ""), k, func(c *jetstream.SourceConfig) { c.WindowBytes = 1 })
 	publish(t, js, "a", "b", "c")
 	for range 3 {
-		await(t, "a message", func() bool { return k.inHand() == 1 })
+		devstack.Await(t, "a message", func() bool { return k.inHand() == 1 })
 		if err := k.take()[0].Receipt.Ack(); err != nil {
 			t.Fatal(err)
 		}

@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/legacy_mqtt"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -95,7 +97,7 @@ func TestAckThenOnALostConnection(t *testing.T) {
 			ackThen(t, marked, never.set)
 			if how == "cut" {
 				e.Cut(t)
-				eventually(t, "the loss to be noticed", func() bool { return r.Health() != nil })
+				devstack.Await(t, "the loss to be noticed", func() bool { return r.Health() != nil })
 				if err := first.Receipt.Ack(); !errors.Is(err, legacy_mqtt.ErrConnectionGone) {
 					t.Errorf("Ack = %v", err)
 				}
@@ -168,7 +170,7 @@ func TestSentinelProvesEverySession(t *testing.T) {
 			// Mosquitto 2.0.11 forgets shared subscriptions: what is published before the
 			// members are back goes to nobody.
 			for i, s := range sources {
-				eventually(t, "all members to be back", func() bool { return s.Stats().Connections > connections[i] && s.Health() == nil })
+				devstack.Await(t, "all members to be back", func() bool { return s.Stats().Connections > connections[i] && s.Health() == nil })
 			}
 		case round%7 == 3:
 			e.Cut(t)
@@ -177,7 +179,7 @@ func TestSentinelProvesEverySession(t *testing.T) {
 	}
 	for round := range rounds {
 		nonce := fmt.Sprintf("n%d", round)
-		eventually(t, nonce+" to come out of every session", func() bool { return w.outOf(nonce) == members })
+		devstack.Await(t, nonce+" to come out of every session", func() bool { return w.outOf(nonce) == members })
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -193,7 +193,7 @@ func run(t testing.TB, cfg legacy_mqtt.Config) *running {
 
 func (r *running) awaitHealthy(t testing.TB) {
 	t.Helper()
-	eventually(t, "the source to be healthy", func() bool { return r.Health() == nil })
+	devstack.Await(t, "the source to be healthy", func() bool { return r.Health() == nil })
 }
 
 // next returns the next delivery.
@@ -213,18 +213,6 @@ func bounded(t testing.TB) context.Context {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// eventually waits until condition holds.
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	beat := time.NewTicker(5 * time.Millisecond)
-	defer beat.Stop()
-	for end := time.Now().Add(deadline); !condition(); <-beat.C {
-		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", deadline, what)
-		}
-	}
 }
 
 func must(t testing.TB, err error) {

@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/pipeline"
 )
 
@@ -42,7 +44,7 @@ func TestInHandIsWhatIsNotSettled(t *testing.T) {
 		t.Errorf("behind an open one: %v", got)
 	}
 	e.Cut(t)
-	eventually(t, "nothing is in hand of a connection that is gone", func() bool { return len(inHand()) == 0 })
+	devstack.Await(t, "nothing is in hand of a connection that is gone", func() bool { return len(inHand()) == 0 })
 	e.Restore(t)
 	for len(inHand()) < 2 { // the broker sends again what it has no PUBACK for
 		r.next(t)

@@ -55,7 +55,7 @@ func TestPublisherGuard(t *testing.T) {
 		if !errors.Is(err, legacy_mqtt.ErrUnconfirmed) || !errors.Is(err, errNotMine) {
 			t.Errorf("Publish against the guard = %v", err)
 		}
-		eventually(t, "health to say why", func() bool {
+		devstack.Await(t, "health to say why", func() bool {
 			err := p.Health()
 			return err != nil && strings.Contains(err.Error(), "not allowed to publish now: somebody else holds it")
 		})
@@ -71,7 +71,7 @@ func TestPublisherGuard(t *testing.T) {
 	mine.Store(false)
 	e.Cut(t)
 	e.Restore(t)
-	eventually(t, "the guard to be asked about the next connection", func() bool { return asked.Load() > before })
+	devstack.Await(t, "the guard to be asked about the next connection", func() bool { return asked.Load() > before })
 	refused()
 	if got := l.bodies(); !slices.Equal(got, []string{"allowed", "again"}) {
 		t.Errorf("received %q", got)
@@ -155,7 +155,7 @@ func TestEvict(t *testing.T) {
 				}
 			}
 		}()
-		eventually(t, "the holder to publish", func() bool { return slices.Contains(l.bodies(), "499") })
+		devstack.Await(t, "the holder to publish", func() bool { return slices.Contains(l.bodies(), "499") })
 		mine.Store(false)
 		must(t, legacy_mqtt.Evict(bounded(t), e.config(t, 1), id))
 		successor := newPublisherWith(t, e.config(t, 1), func(o *legacy_mqtt.PublisherOptions) { o.ClientID = "successor" })
@@ -167,7 +167,7 @@ func TestEvict(t *testing.T) {
 			t.Errorf("who was cut off publishes later: %v", err)
 		}
 		must(t, successor.Publish(bounded(t), text("n", "end")))
-		eventually(t, "the end", func() bool { return slices.Contains(l.bodies(), "end") })
+		devstack.Await(t, "the end", func() bool { return slices.Contains(l.bodies(), "end") })
 		list := l.bodies()
 		if after := list[slices.Index(list, "successor"):]; !slices.Equal(after, []string{"successor", "end"}) {
 			t.Fatalf("%d messages came after the successor's", len(after)-2)
@@ -218,13 +218,13 @@ func TestPublishersWithOneClientID(t *testing.T) {
 		must(t, p.Publish(bounded(t), text("n", fmt.Sprint("first of ", i))))
 	}
 	for i, p := range both {
-		eventually(t, "the rivalry to be suspected", func() bool {
+		devstack.Await(t, "the rivalry to be suspected", func() bool {
 			err := p.Health()
 			return err != nil && strings.Contains(err.Error(), `does another client use the client ID "the-same"`)
 		})
 		must(t, p.Publish(bounded(t), text("n", fmt.Sprint("last of ", i))))
 	}
-	eventually(t, "messages of both", func() bool {
+	devstack.Await(t, "messages of both", func() bool {
 		list := l.bodies()
 		return slices.Contains(list, "last of 0") && slices.Contains(list, "last of 1")
 	})

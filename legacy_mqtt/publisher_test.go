@@ -110,7 +110,7 @@ func TestPublisherProperties(t *testing.T) {
 		User: []legacy_mqtt.UserProperty{{Name: "a", Value: "1"}, {Name: "a", Value: "2"}},
 	}))
 	must(t, p.Publish(bounded(t), legacy_mqtt.Message{Topic: "plain"}))
-	eventually(t, "both messages", func() bool { return len(l.bodies()) == 2 })
+	devstack.Await(t, "both messages", func() bool { return len(l.bodies()) == 2 })
 	l.mu.Lock()
 	got, plain := l.received[0], l.received[1]
 	l.mu.Unlock()
@@ -124,7 +124,7 @@ func TestPublisherProperties(t *testing.T) {
 		t.Errorf("received %v", plain)
 	}
 	late := listen(t, e.broker)
-	eventually(t, "the retained message", func() bool { return slices.Equal(late.bodies(), []string{`{"a":1}`}) })
+	devstack.Await(t, "the retained message", func() bool { return slices.Equal(late.bodies(), []string{`{"a":1}`}) })
 }
 
 // TestPublisherPipelines: thousands at a time, in order, never more on the way than the
@@ -142,7 +142,7 @@ func TestPublisherPipelines(t *testing.T) {
 		callers.Go(func() { allSent(t, p.PublishAll(bounded(t), numbered("n", c*n, n))) })
 	}
 	callers.Wait()
-	eventually(t, "all messages", func() bool { return len(l.bodies()) == 2*n })
+	devstack.Await(t, "all messages", func() bool { return len(l.bodies()) == 2*n })
 	next := []int{0, n}
 	for _, body := range l.bodies() {
 		var i int
@@ -306,7 +306,7 @@ func TestPublisherGivesUp(t *testing.T) {
 		t.Errorf("out of patience: %v", err)
 	}
 	e.Restore(t)
-	eventually(t, "a message to be sent", func() bool {
+	devstack.Await(t, "a message to be sent", func() bool {
 		return p.Publish(t.Context(), legacy_mqtt.Message{Topic: "a", Payload: []byte("sent")}) == nil
 	})
 	for _, body := range l.bodies() {
@@ -325,7 +325,7 @@ func TestPublisherClose(t *testing.T) {
 	p := newPublisher(t, e.config(t, 1))
 	waiting := make(chan error, 1)
 	go func() { waiting <- p.Publish(bounded(t), legacy_mqtt.Message{Topic: "a"}) }()
-	eventually(t, "an attempt to connect", func() bool { return p.Health() != nil })
+	devstack.Await(t, "an attempt to connect", func() bool { return p.Health() != nil })
 	must(t, p.Close(bounded(t)))
 	for _, err := range []error{<-waiting, p.Publish(t.Context(), legacy_mqtt.Message{Topic: "a"}), p.Health(), unused.Health()} {
 		if err == nil || !strings.Contains(err.Error(), "the publisher is closed") {

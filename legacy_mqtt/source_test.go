@@ -1,15 +1,15 @@
 package legacy_mqtt_test
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"testing"
 	"time"
+
+	"github.com/crossfade-io/crossfade/internal/devstack"
 
 	"github.com/eclipse/paho.golang/paho"
 
@@ -98,7 +98,7 @@ func TestHardLimit(t *testing.T) {
 	}
 	publish(t, e.broker, 0, deviceTopic, nil, ids...)
 	for i := range ids {
-		eventually(t, "the source to fill its hands", func() bool {
+		devstack.Await(t, "the source to fill its hands", func() bool {
 			return r.Stats().InHand == int64(min(cfg.HardLimit, len(ids)-i))
 		})
 		d := r.next(t)
@@ -129,9 +129,9 @@ func TestFullHandsDoNotHoldUpReconnect(t *testing.T) {
 			r := run(t, cfg)
 			r.awaitHealthy(t)
 			publish(t, e.broker, 0, deviceTopic, nil, "0", "1", "2", "3", "4", "5", "6", "7")
-			eventually(t, "full hands", func() bool { return r.Stats().InHand == 4 })
+			devstack.Await(t, "full hands", func() bool { return r.Stats().InHand == 4 })
 			e.Cut(t)
-			eventually(t, "the loss to be noticed", func() bool { return r.Health() != nil })
+			devstack.Await(t, "the loss to be noticed", func() bool { return r.Health() != nil })
 			e.Restore(t)
 			r.awaitHealthy(t)
 			for range 4 {
@@ -154,7 +154,7 @@ func TestSettlingStaleCopies(t *testing.T) {
 	e.Publish(t, "a", "b")
 	first, second := r.next(t), r.next(t)
 	e.Cut(t)
-	eventually(t, "the loss to be noticed", func() bool { return r.Health() != nil })
+	devstack.Await(t, "the loss to be noticed", func() bool { return r.Health() != nil })
 	if err := first.Receipt.Ack(); !errors.Is(err, legacy_mqtt.ErrConnectionGone) {
 		t.Errorf("Ack = %v, want ErrConnectionGone", err)
 	}
@@ -183,7 +183,7 @@ func TestSameClientIDTwice(t *testing.T) {
 	first.awaitHealthy(t)
 	second := run(t, cfg)
 	for _, r := range []*running{first, second} {
-		eventually(t, "Health to name the cause", func() bool {
+		devstack.Await(t, "Health to name the cause", func() bool {
 			err := r.Health()
 			return err != nil && strings.Contains(err.Error(), "another client use")
 		})
@@ -195,10 +195,10 @@ func TestWrongPassword(t *testing.T) {
 	e := newEnv(t)
 	cfg := e.config(t, 10)
 	cfg.Password = "not-the-secret"
-	var log lockedBuffer
+	var log devstack.Log
 	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	r := run(t, cfg)
-	eventually(t, "Health to name the cause", func() bool {
+	devstack.Await(t, "Health to name the cause", func() bool {
 		err := r.Health()
 		return err != nil && strings.Contains(err.Error(), "check Username, Password")
 	})
@@ -228,27 +228,9 @@ func TestCloseWithoutNetwork(t *testing.T) {
 	e := newEnv(t)
 	e.Cut(t)
 	r := run(t, e.config(t, 10))
-	eventually(t, "a failed attempt", func() bool {
+	devstack.Await(t, "a failed attempt", func() bool {
 		err := r.Health()
 		return err != nil && strings.Contains(err.Error(), "cannot connect")
 	})
 	// Closing is the clean-up's work; goleak sees what it leaves behind.
-}
-
-// lockedBuffer collects a log that several goroutines write.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }

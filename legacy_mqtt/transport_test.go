@@ -78,7 +78,7 @@ func TestTransports(t *testing.T) {
 			cfg := baseConfig(t, broker, fmt.Sprintf("mqtts://127.0.0.1:%d", tlsPort))
 			cfg.TLS = wrong.TLSConfig
 			r := run(t, cfg)
-			eventually(t, "Health to name "+wrong.remedy, func() bool {
+			devstack.Await(t, "Health to name "+wrong.remedy, func() bool {
 				err := r.Health()
 				return err != nil && strings.Contains(err.Error(), "cannot connect") && strings.Contains(err.Error(), wrong.remedy)
 			})
@@ -118,7 +118,7 @@ func TestRefusedSubscription(t *testing.T) {
 	cfg := baseConfig(t, broker, broker.URL())
 	cfg.Username, cfg.Password = "limited", "limited-password"
 	r := run(t, cfg)
-	eventually(t, "Health to name the filters", func() bool {
+	devstack.Await(t, "Health to name the filters", func() bool {
 		err := r.Health()
 		return err != nil && strings.Contains(err.Error(), "tenant/+/device/+/+: not authorized")
 	})

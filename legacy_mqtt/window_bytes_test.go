@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"testing"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/eclipse/paho.golang/paho"
 )
 
@@ -27,7 +29,7 @@ func TestLargeMessagesStayWithinBounds(t *testing.T) {
 			}
 			must(t, client.Disconnect(&paho.Disconnect{}))
 			for n := range byte(sent) {
-				eventually(t, "as much to be read as there is room for", func() bool {
+				devstack.Await(t, "as much to be read as there is room for", func() bool {
 					return r.Stats().HeldBytes >= min(cfg.WindowBytes, int64(sent-n)*size)
 				})
 				d := r.next(t)
@@ -40,7 +42,7 @@ func TestLargeMessagesStayWithinBounds(t *testing.T) {
 				}
 				must(t, d.Receipt.Ack())
 			}
-			eventually(t, "empty hands", func() bool { return r.Stats().HeldBytes == 0 })
+			devstack.Await(t, "empty hands", func() bool { return r.Stats().HeldBytes == 0 })
 			if s := r.Stats(); s.Received != sent || s.Connections != 1 {
 				t.Errorf("stats = %+v", s)
 			}

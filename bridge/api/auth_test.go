@@ -293,7 +293,7 @@ func TestDatabaseBroken(t *testing.T) {
 		t.Errorf("health: %v", err)
 	}
 	id := a.Header.Get("X-Request-ID")
-	await(t, "the cause is in the log", func() bool {
+	devstack.Await(t, "the cause is in the log", func() bool {
 		for line := range strings.Lines(r.log.String()) {
 			if strings.Contains(line, id) && strings.Contains(line, "device_registry") {
 				return true
@@ -303,7 +303,7 @@ func TestDatabaseBroken(t *testing.T) {
 	})
 	r.exec(`ALTER TABLE elsewhere RENAME TO device_registry`)
 	r.want(200, r.as("GET", shadowPath, ""))
-	await(t, "health is good", func() bool { return r.Health() == nil })
+	devstack.Await(t, "health is good", func() bool { return r.Health() == nil })
 	r.pool.Close() // as if nothing answered
 	for _, c := range backendCalls {
 		r.want(http.StatusServiceUnavailable, r.as(c.method, "/v1/tenants/t1/devices/d1"+c.path, c.body))

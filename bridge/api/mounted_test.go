@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/danielgtaylor/huma/v2"
 
 	"github.com/crossfade-io/crossfade/bridge/ingest"
@@ -110,7 +112,7 @@ func TestTruncatedBody(t *testing.T) {
 		if err != nil || res.StatusCode != http.StatusRequestTimeout {
 			t.Errorf("%s: %v %v", path, res, err)
 		}
-		await(t, "it is counted", func() bool { return r.counted("499 "+route) == 1 })
+		devstack.Await(t, "it is counted", func() bool { return r.counted("499 "+route) == 1 })
 		conn.Close()
 	}
 	if err := r.Health(); err != nil || strings.Contains(r.log.String(), `"level":"ERROR"`) {

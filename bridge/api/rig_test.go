@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,11 +12,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
 
@@ -32,7 +31,7 @@ type rig struct {
 	client   *http.Client
 	token    string
 	said     *stream
-	log      *journal
+	log      *devstack.Log
 	registry *prometheus.Registry
 }
 
@@ -48,7 +47,7 @@ func newRigOn(t *testing.T, database string, adjust ...func(*Config, *Parts)) *r
 		t.Fatal(err)
 	}
 	t.Cleanup(pool.Close)
-	r := &rig{T: t, pool: pool, said: &stream{}, log: &journal{}, registry: prometheus.NewRegistry()}
+	r := &rig{T: t, pool: pool, said: &stream{}, log: &devstack.Log{}, registry: prometheus.NewRegistry()}
 	c := DefaultConfig()
 	c.Listen, c.DeviceRate, c.TokenRate = "127.0.0.1:0", 0, 0
 	p := Parts{Pool: pool, Publisher: r.said, Registry: r.registry, Logger: slog.New(slog.NewJSONHandler(r.log, &slog.HandlerOptions{Level: slog.LevelDebug}))}
@@ -227,36 +226,4 @@ func (s *stream) last() message {
 		return message{}
 	}
 	return s.list[len(s.list)-1]
-}
-
-// journal is a log.
-type journal struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (j *journal) Write(p []byte) (int, error) {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.Write(p)
-}
-
-func (j *journal) String() string {
-	j.mu.Lock()
-	defer j.mu.Unlock()
-	return j.b.String()
-}
-
-// await waits for a condition.
-func await(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	deadline, tick := time.After(20*time.Second), time.NewTicker(5*time.Millisecond)
-	defer tick.Stop()
-	for !ok() {
-		select {
-		case <-deadline:
-			t.Fatalf("in vain: %s", what)
-		case <-tick.C:
-		}
-	}
 }

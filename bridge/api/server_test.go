@@ -233,7 +233,7 @@ func TestMetrics(t *testing.T) {
 		return found
 	}
 	const route = "GET /v1/tenants/{tenant}/devices/{device}/shadow"
-	await(t, "all four are counted", func() bool {
+	devstack.Await(t, "all four are counted", func() bool {
 		c := count()
 		return c["200 "+route] == 1 && c["404 "+route] == 1 && c["404 unmatched"] == 1 && c["405 unmatched"] == 1
 	})
@@ -303,7 +303,7 @@ func TestPanic(t *testing.T) {
 	if a := r.want(500, r.call("GET", "/panic", "")); strings.Contains(a.body, "hunter2") {
 		t.Error(a.body)
 	}
-	await(t, "it is in the log", func() bool { return strings.Contains(r.log.String(), "panic: hunter2") })
+	devstack.Await(t, "it is in the log", func() bool { return strings.Contains(r.log.String(), "panic: hunter2") })
 	r.want(200, r.as("GET", shadowPath, ""))
 }
 

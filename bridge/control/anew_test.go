@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -18,8 +20,8 @@ func TestSessionIsProvedAnew(t *testing.T) {
 	o := newOracle(stage.JetStream)
 	o.wish(stage.MQTT, "u")
 	n, p := alone(t, pool, o)
-	until(t, "t is in jetstream", n.in(stage.JetStream, "t"))
-	until(t, "u is in mqtt", n.in(stage.MQTT, "u"))
+	devstack.Await(t, "t is in jetstream", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "u is in mqtt", n.in(stage.MQTT, "u"))
 	own := &courier{mute: map[pipeline.Path]bool{pipeline.PathMQTT: true}}
 	b := start(t, brisk(t, pool, "b", o, own))
 	own.set(func(own *courier) { own.carriers = []*Control{b.Control} })
@@ -31,8 +33,8 @@ func TestSessionIsProvedAnew(t *testing.T) {
 		own.set(func(own *courier) { list = append(list, own.own...) })
 		return list
 	}
-	until(t, "b drops JetStream copies", drops("u"))
-	until(t, "b has sent a sentinel, and another one", func() bool { return len(sentinels()) > 1 })
+	devstack.Await(t, "b drops JetStream copies", drops("u"))
+	devstack.Await(t, "b has sent a sentinel, and another one", func() bool { return len(sentinels()) > 1 })
 	if s, drop := b.Look("t"); s != stage.JetStream || drop {
 		t.Errorf("in %s, MQTT copies may be dropped: %v", s, drop)
 	}
@@ -48,13 +50,13 @@ func TestSessionIsProvedAnew(t *testing.T) {
 	}
 	// The tables lose sight of it while its connection to the broker lasts.
 	execute(t, pool, `UPDATE crossfade_instances SET lease_until = now() WHERE instance_id = 'b'; DELETE FROM crossfade_instances WHERE instance_id = 'b'`)
-	until(t, "b has another lease", func() bool { return b.lease.Load().number > 1 && drops("u")() })
-	until(t, "b has sent another sentinel", func() bool { return len(sentinels()) > len(earlier)+1 })
+	devstack.Await(t, "b has another lease", func() bool { return b.lease.Load().number > 1 && drops("u")() })
+	devstack.Await(t, "b has sent another sentinel", func() bool { return len(sentinels()) > len(earlier)+1 })
 	if err := b.Saw(t.Context(), sightings(earlier, true, false)); err != nil || drops("t")() {
 		t.Errorf("what was sent before proves the session, %v", err)
 	}
 	own.set(func(own *courier) { own.mute = map[pipeline.Path]bool{} })
-	until(t, "b drops MQTT copies", drops("t"))
+	devstack.Await(t, "b drops MQTT copies", drops("t"))
 }
 
 // TestSessionThatCannotBeProved: nobody sends, nothing is dropped; the streams go on.
@@ -63,17 +65,17 @@ func TestSessionThatCannotBeProved(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.JetStream)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in jetstream", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "it is in jetstream", n.in(stage.JetStream, "t"))
 	own := &courier{err: errors.New("the broker is away")}
 	b := start(t, brisk(t, pool, "b", o, own))
-	until(t, "b knows", func() bool { return b.MayDrop() && b.StageOf("t") == stage.JetStream })
+	devstack.Await(t, "b knows", func() bool { return b.MayDrop() && b.StageOf("t") == stage.JetStream })
 	if _, drop := b.Look("t"); drop {
 		t.Error("b drops")
 	}
 	options := brisk(t, pool, "c", o, nil)
 	options.Session = nil // no session, no copies in it
 	c := start(t, options)
-	until(t, "c would drop", func() bool { _, drop := c.Look("t"); return drop })
+	devstack.Await(t, "c would drop", func() bool { _, drop := c.Look("t"); return drop })
 }
 
 // TestSessionIsKeptForLonger than was asked, where the broker says so.

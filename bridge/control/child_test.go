@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
 
@@ -122,7 +124,7 @@ func spawn(t testing.TB, pool *pgxpool.Pool, instance string, wish stage.Stage) 
 		}
 	}()
 	t.Cleanup(k.kill)
-	until(t, "the process "+instance+" works", func() bool { return len(k.all()) > 0 })
+	devstack.Await(t, "the process "+instance+" works", func() bool { return len(k.all()) > 0 })
 	return k
 }
 

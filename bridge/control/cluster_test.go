@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/bridge/session"
@@ -33,17 +35,17 @@ func TestLeaderIsKilled(t *testing.T) {
 	pool := migrated(t)
 	register(t, pool, "t")
 	first := spawn(t, pool, "a", stage.Live)
-	until(t, "a leads", func() bool { return first.last().leading })
+	devstack.Await(t, "a leads", func() bool { return first.last().leading })
 	second := spawn(t, pool, "b", stage.Shadow)
-	until(t, "the tenant is where a wishes it", func() bool { return second.last().stage == stage.Live })
+	devstack.Await(t, "the tenant is where a wishes it", func() bool { return second.last().stage == stage.Live })
 	if second.last().leading || leaders(t, pool) != 1 {
 		t.Error("two instances lead")
 	}
 	killed := time.Now()
 	first.kill()
-	until(t, "b leads", func() bool { return second.last().leading })
+	devstack.Await(t, "b leads", func() bool { return second.last().leading })
 	t.Logf("another led %v after the leader was killed", time.Since(killed).Round(time.Millisecond))
-	until(t, "the tenant is where b wishes it", func() bool { return second.last().stage == stage.Shadow })
+	devstack.Await(t, "the tenant is where b wishes it", func() bool { return second.last().stage == stage.Shadow })
 }
 
 // TestLeaderIsFrozen: its session is ended by PostgreSQL, since its kernel goes on
@@ -52,14 +54,14 @@ func TestLeaderIsFrozen(t *testing.T) {
 	pool := migrated(t)
 	register(t, pool, "t")
 	first := spawn(t, pool, "a", stage.Live)
-	until(t, "a leads", func() bool { return first.last().leading })
+	devstack.Await(t, "a leads", func() bool { return first.last().leading })
 	second := spawn(t, pool, "b", stage.Shadow)
-	until(t, "the tenant is where a wishes it", func() bool { return second.last().stage == stage.Live })
+	devstack.Await(t, "the tenant is where a wishes it", func() bool { return second.last().stage == stage.Live })
 	first.send(syscall.SIGSTOP)
-	until(t, "b leads", func() bool { return second.last().leading })
-	until(t, "the tenant is where b wishes it", func() bool { return second.last().stage == stage.Shadow })
+	devstack.Await(t, "b leads", func() bool { return second.last().leading })
+	devstack.Await(t, "the tenant is where b wishes it", func() bool { return second.last().stage == stage.Shadow })
 	first.send(syscall.SIGCONT)
-	until(t, "a knows", func() bool { return !first.last().leading })
+	devstack.Await(t, "a knows", func() bool { return !first.last().leading })
 	if leaders(t, pool) != 1 || !second.last().leading {
 		t.Error("b does not lead any more")
 	}
@@ -77,12 +79,12 @@ func TestFrozenInstanceDropsNothing(t *testing.T) {
 	n, p := alone(t, pool, o)
 	sleeper := spawn(t, pool, "b", "")
 	relay(t, pool, p, n.Control, "b")
-	until(t, "b drops in mqtt", func() bool { l := sleeper.last(); return l.stage == stage.MQTT && l.drop })
+	devstack.Await(t, "b drops in mqtt", func() bool { l := sleeper.last(); return l.stage == stage.MQTT && l.drop })
 	frozen := time.Now()
 	sleeper.send(syscall.SIGSTOP)
 	before := len(sleeper.all())
 	o.wish(stage.JetStream)
-	until(t, "the others have gone on to jetstream", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "the others have gone on to jetstream", n.in(stage.JetStream, "t"))
 	waited := time.Since(frozen)
 	if waited < n.o.LeaseTTL-n.o.Renew {
 		t.Errorf("the others went on after %v, though the lease was not over", waited)
@@ -97,7 +99,7 @@ func TestFrozenInstanceDropsNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	sleeper.send(syscall.SIGCONT)
-	until(t, "b has its lease again", func() bool {
+	devstack.Await(t, "b has its lease again", func() bool {
 		var leased bool
 		if err := pool.QueryRow(t.Context(), `SELECT lease_until > now() FROM crossfade_instances WHERE instance_id = 'b'`).Scan(&leased); err != nil {
 			t.Fatal(err)
@@ -105,11 +107,11 @@ func TestFrozenInstanceDropsNothing(t *testing.T) {
 		return leased
 	})
 	woken := len(sleeper.all())
-	until(t, "b has decided by it", func() bool { return len(sleeper.all()) > woken+50 })
+	devstack.Await(t, "b has decided by it", func() bool { return len(sleeper.all()) > woken+50 })
 	if err := lock.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "b drops again", func() bool { return sleeper.last().drop })
+	devstack.Await(t, "b drops again", func() bool { return sleeper.last().drop })
 	for _, s := range sleeper.all()[before:] {
 		if s.drop && s.stage != stage.JetStream && s.at > frozen.Add(n.o.LeaseTTL).UnixNano() {
 			t.Fatalf("%v after it was frozen it would have dropped in stage %s", time.Duration(s.at-frozen.UnixNano()), s.stage)
@@ -139,20 +141,20 @@ func TestStepWaitsForALiveInstance(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
-	until(t, "it is confirmed", func() bool { return fact(t, pool, "t").ConfirmedAt != nil })
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is confirmed", func() bool { return fact(t, pool, "t").ConfirmedAt != nil })
 	execute(t, pool, `INSERT INTO crossfade_instances (instance_id, run, lease_until) VALUES ('slow', 'r', now() + interval '4 s')`)
 	// What was confirmed before it came stays confirmed, for it has read the row.
 	o.wish(stage.Live)
-	until(t, "it is in live", n.in(stage.Live, "t"))
+	devstack.Await(t, "it is in live", n.in(stage.Live, "t"))
 	o.wish(stage.Shadow)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	o.wish(stage.Live)
 	waitsFor(t, pool, "t", "confirmation of stage shadow by slow")
 	if n.StageOf("t") != stage.Shadow {
 		t.Error("it has moved without confirmation")
 	}
-	until(t, "it goes on when the lease is over", n.in(stage.Live, "t"))
+	devstack.Await(t, "it goes on when the lease is over", n.in(stage.Live, "t"))
 	var over bool
 	if err := pool.QueryRow(t.Context(), `SELECT lease_until < now() FROM crossfade_instances WHERE instance_id = 'slow'`).Scan(&over); err != nil || !over {
 		t.Errorf("it went on before: %v, %v", over, err)
@@ -166,7 +168,7 @@ func TestClockThatIsSet(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Live)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in live", n.in(stage.Live, "t"))
+	devstack.Await(t, "it is in live", n.in(stage.Live, "t"))
 	execute(t, pool, `INSERT INTO crossfade_instances (instance_id, run, lease_until) VALUES ('early', 'r', now() - interval '1 hour')`)
 	ctx, stop := context.WithCancel(t.Context())
 	renewing := make(chan struct{})
@@ -178,12 +180,12 @@ func TestClockThatIsSet(t *testing.T) {
 		}
 	}()
 	o.wish(stage.Shadow)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	o.wish(stage.Live)
 	waitsFor(t, pool, "t", "confirmation of stage shadow by early")
 	stop()
 	<-renewing
-	until(t, "it goes on when nothing was heard for long enough", n.in(stage.Live, "t"))
+	devstack.Await(t, "it goes on when nothing was heard for long enough", n.in(stage.Live, "t"))
 }
 
 // TestEarlierRunIsWaitedFor: a process was killed and started again within its lease.
@@ -193,16 +195,16 @@ func TestEarlierRunIsWaitedFor(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Live)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in live", n.in(stage.Live, "t"))
+	devstack.Await(t, "it is in live", n.in(stage.Live, "t"))
 	execute(t, pool, `INSERT INTO crossfade_instances (instance_id, run, lease_until) VALUES ('b', 'r', now() + interval '3 s')`)
 	options := brisk(t, pool, "b", o, nil)
 	options.Session = nil
 	start(t, options)
 	o.wish(stage.Shadow)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	o.wish(stage.Live)
 	waitsFor(t, pool, "t", "earlier run of b")
-	until(t, "it goes on", n.in(stage.Live, "t"))
+	devstack.Await(t, "it goes on", n.in(stage.Live, "t"))
 }
 
 // TestStaleLeaderChangesNothing: whoever moves by what has passed moves nobody.
@@ -256,11 +258,11 @@ func TestStagesThatSomebodyElseChanges(t *testing.T) {
 	options.Beat = time.Hour // notifications must do
 	n := start(t, options)
 	execute(t, pool, `INSERT INTO crossfade_stages (tenant_id, stage, revision) VALUES ('t', 'live', 1), ('u', 'live', 1)`)
-	until(t, "the rows are heard", n.in(stage.Live, "t", "u"))
+	devstack.Await(t, "the rows are heard", n.in(stage.Live, "t", "u"))
 	execute(t, pool, `UPDATE crossfade_stages SET stage = 'shadow', revision = revision + 1 WHERE tenant_id = 't'`)
-	until(t, "the change is heard", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "the change is heard", n.in(stage.Shadow, "t"))
 	execute(t, pool, `DELETE FROM crossfade_stages WHERE tenant_id = 'u'`)
-	until(t, "the removal is heard", n.in(stage.Shadow, "u"))
+	devstack.Await(t, "the removal is heard", n.in(stage.Shadow, "u"))
 	// Into an outer stage there is no way without the leader.
 	_, err := pool.Exec(t.Context(), `UPDATE crossfade_stages SET stage = 'jetstream' WHERE tenant_id = 't'`)
 	if err == nil || !strings.Contains(err.Error(), "on proof only") {
@@ -270,8 +272,8 @@ func TestStagesThatSomebodyElseChanges(t *testing.T) {
 	epoch := n.view.Load().epoch
 	execute(t, pool, `BEGIN; UPDATE crossfade_epoch SET epoch = 2; TRUNCATE crossfade_stages;
 		INSERT INTO crossfade_stages (tenant_id, stage, revision, epoch) VALUES ('t', 'live', 1, 2); COMMIT`)
-	until(t, "the older state is heard", n.in(stage.Live, "t"))
-	until(t, "it is confirmed, in the era that begins upon it", func() bool {
+	devstack.Await(t, "the older state is heard", n.in(stage.Live, "t"))
+	devstack.Await(t, "it is confirmed, in the era that begins upon it", func() bool {
 		var confirmed bool
 		if err := pool.QueryRow(t.Context(), `SELECT i.confirmed_revision = e.epoch AND i.confirmed_era = e.era AND e.continues IS NULL
 			FROM crossfade_instances AS i, crossfade_epoch AS e`).Scan(&confirmed); err != nil {
@@ -291,18 +293,18 @@ func TestLeaderEndsBetweenSentinelAndSending(t *testing.T) {
 	o := newOracle(stage.Shadow)
 	stuck := &stuckProber{asked: make(chan struct{}, 1)}
 	first := start(t, brisk(t, pool, "a", o, stuck))
-	until(t, "a leads", first.Leading)
+	devstack.Await(t, "a leads", first.Leading)
 	p := &courier{mute: map[pipeline.Path]bool{}}
 	options := brisk(t, pool, "b", o, p)
 	options.Resend, options.ResendMax = time.Hour, time.Hour
 	second := start(t, options)
 	p.set(func(p *courier) { p.carriers = []*Control{second.Control, first.Control} })
 	o.wish(stage.MQTT)
-	until(t, "the row is written, and nothing is sent", func() bool { return len(stuck.asked) > 0 })
+	devstack.Await(t, "the row is written, and nothing is sent", func() bool { return len(stuck.asked) > 0 })
 	first.halt()
-	until(t, "b leads", second.Leading)
+	devstack.Await(t, "b leads", second.Leading)
 	first.resume()
-	until(t, "b has proved it", second.in(stage.MQTT, "t"))
+	devstack.Await(t, "b has proved it", second.in(stage.MQTT, "t"))
 	if !second.Leading() && !first.Leading() {
 		t.Error("nobody leads")
 	}
@@ -328,8 +330,8 @@ func TestWhoCannotSendSentinelsGivesWay(t *testing.T) {
 	p := &courier{mute: map[pipeline.Path]bool{}}
 	second := start(t, brisk(t, pool, "b", o, p))
 	p.set(func(p *courier) { p.carriers = []*Control{second.Control} })
-	until(t, "b leads", func() bool { return second.Leading() && !first.Leading() })
-	until(t, "it is proved", first.in(stage.MQTT, "t"))
+	devstack.Await(t, "b leads", func() bool { return second.Leading() && !first.Leading() })
+	devstack.Await(t, "it is proved", first.in(stage.MQTT, "t"))
 }
 
 // TestWhoseBrokerIsAwayGivesWay to another instance.
@@ -343,5 +345,5 @@ func TestWhoseBrokerIsAwayGivesWay(t *testing.T) {
 	p := &courier{mute: map[pipeline.Path]bool{}}
 	second := start(t, brisk(t, pool, "b", o, p))
 	p.set(func(p *courier) { p.carriers = []*Control{second.Control, first.Control} })
-	until(t, "it is proved", first.in(stage.MQTT, "t"))
+	devstack.Await(t, "it is proved", first.in(stage.MQTT, "t"))
 }

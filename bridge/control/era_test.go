@@ -77,30 +77,30 @@ func TestFailoverToAReplicaThatLagged(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.MQTT)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	replica := copyCluster(t, server)
 	o.wish(stage.JetStream)
-	until(t, "it is in jetstream", func() bool { s, drop := n.Look("t"); return s == stage.JetStream && drop })
+	devstack.Await(t, "it is in jetstream", func() bool { s, drop := n.Look("t"); return s == stage.JetStream && drop })
 	if err := server.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	looks := watch(t, n, "t")
 	takePlace(t, replica, server)
-	until(t, "the standby is refused by who runs", func() bool {
+	devstack.Await(t, "the standby is refused by who runs", func() bool {
 		return errors.Is(n.unread.err(), errStandby) && errors.Is(n.unmoved.err(), errStandby) && n.Health() != nil
 	})
 	late, err := New(brisk(t, pool, "late", o, nil))
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the standby is refused by who signs on", func() bool { // its pool has dead connections first
+	devstack.Await(t, "the standby is refused by who signs on", func() bool { // its pool has dead connections first
 		err := late.SignOn(t.Context())
 		return errors.Is(err, errStandby) && strings.Contains(err.Error(), "target_session_attrs")
 	})
-	until(t, "the lease of the server that is gone is over", func() bool { return !n.MayDrop() })
+	devstack.Await(t, "the lease of the server that is gone is over", func() bool { return !n.MayDrop() })
 	execute(t, pool, `SELECT pg_promote()`)
-	until(t, "it is taken inside", func() bool { return proofsAnew(t, pool, "t") == 1 })
-	until(t, "it is in jetstream again", func() bool { s, drop := n.Look("t"); return s == stage.JetStream && drop })
+	devstack.Await(t, "it is taken inside", func() bool { return proofsAnew(t, pool, "t") == 1 })
+	devstack.Await(t, "it is in jetstream again", func() bool { s, drop := n.Look("t"); return s == stage.JetStream && drop })
 	for _, l := range looks() {
 		if l.stage == stage.MQTT && l.drop {
 			t.Error("it would have dropped by the stage that came back")
@@ -146,14 +146,14 @@ func TestInstanceThatKnowsMore(t *testing.T) {
 	pool := migrated(t)
 	register(t, pool, "t")
 	n, _ := alone(t, pool, newOracle(stage.MQTT))
-	until(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	looks := watch(t, n, "t")
 	execute(t, pool, `UPDATE crossfade_epoch SET epoch = epoch - 1`)
 	execute(t, pool, `NOTIFY crossfade_stages`)
-	until(t, "it is taken inside", func() bool { return proofsAnew(t, pool, "t") == 1 })
-	until(t, "it knows", func() bool { _, drop := n.Look("t"); return !drop })
+	devstack.Await(t, "it is taken inside", func() bool { return proofsAnew(t, pool, "t") == 1 })
+	devstack.Await(t, "it knows", func() bool { _, drop := n.Look("t"); return !drop })
 	known := time.Now()
-	until(t, "it is in mqtt again", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt again", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	list := looks()
 	if last := list[len(list)-1]; !last.drop || last.at.Sub(known) < n.o.LeaseTTL-n.o.Renew {
 		t.Errorf("it drops again %v after commits were seen to be lost, though leases last for %v", last.at.Sub(known), n.o.LeaseTTL)
@@ -196,15 +196,15 @@ func TestConfirmationOfAnotherEra(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	n, _ := alone(t, pool, o)
-	until(t, "it is confirmed", func() bool { return fact(t, pool, "t").ConfirmedAt != nil })
+	devstack.Await(t, "it is confirmed", func() bool { return fact(t, pool, "t").ConfirmedAt != nil })
 	execute(t, pool, `INSERT INTO crossfade_instances (instance_id, run, lease_until, confirmed_revision, confirmed_era) VALUES ('astray', 'r', now() + interval '3 s', 1000000, 'another')`)
 	o.wish(stage.Live)
-	until(t, "it is in live", n.in(stage.Live, "t"))
+	devstack.Await(t, "it is in live", n.in(stage.Live, "t"))
 	o.wish(stage.Shadow)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	o.wish(stage.Live)
 	waitsFor(t, pool, "t", "confirmation of stage shadow by astray")
-	until(t, "it goes on when the lease is over", n.in(stage.Live, "t"))
+	devstack.Await(t, "it goes on when the lease is over", n.in(stage.Live, "t"))
 }
 
 // TestEveryTermIsAnEra: numbers that were given twice are found out with the next
@@ -214,7 +214,7 @@ func TestEveryTermIsAnEra(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	first, _ := alone(t, pool, o)
-	until(t, "it has a row", func() bool { return fact(t, pool, "t").Stage == stage.Shadow })
+	devstack.Await(t, "it has a row", func() bool { return fact(t, pool, "t").Stage == stage.Shadow })
 	options := brisk(t, pool, "b", o, nil)
 	options.Beat = time.Hour // nothing but the era makes it read everything
 	second := start(t, options)
@@ -222,9 +222,9 @@ func TestEveryTermIsAnEra(t *testing.T) {
 	execute(t, pool, `BEGIN; SET LOCAL session_replication_role = replica; UPDATE crossfade_stages SET stage = 'live'; COMMIT`)
 	era := second.view.Load().era
 	first.halt()
-	until(t, "b leads", second.Leading)
-	until(t, "b has read everything", second.in(stage.Live, "t"))
-	until(t, "b may drop in the new era", second.MayDrop)
+	devstack.Await(t, "b leads", second.Leading)
+	devstack.Await(t, "b has read everything", second.in(stage.Live, "t"))
+	devstack.Await(t, "b may drop in the new era", second.MayDrop)
 	if second.view.Load().era == era {
 		t.Error("the era is the same")
 	}
@@ -235,7 +235,7 @@ func TestRowsChangedByHand(t *testing.T) {
 	pool := migrated(t)
 	register(t, pool, "t")
 	n, _ := alone(t, pool, newOracle(stage.Shadow))
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	for statement, want := range map[string]string{
 		`INSERT INTO crossfade_stages (tenant_id, stage, revision) VALUES ('u', 'jetstream', 1)`:        "on proof only",
 		`INSERT INTO crossfade_stages (tenant_id, stage, revision, epoch) VALUES ('u', 'mqtt', 1, 100)`: "on proof only",
@@ -271,7 +271,7 @@ func TestNewEraOfAMultitude(t *testing.T) {
 	names := many(t, plain, multitude/5)
 	o := newOracle(stage.JetStream)
 	first, _ := alone(t, plain, o)
-	until(t, "all are in jetstream", first.in(stage.JetStream, names...))
+	devstack.Await(t, "all are in jetstream", first.in(stage.JetStream, names...))
 	trips := new(roundTrips)
 	config := plain.Config()
 	config.ConnConfig.Tracer = trips
@@ -286,10 +286,10 @@ func TestNewEraOfAMultitude(t *testing.T) {
 	second := start(t, options)
 	own.set(func(own *courier) { own.carriers = []*Control{second.Control} })
 	drops := func() bool { s, drop := second.Look(names[0]); return s == stage.JetStream && drop }
-	until(t, "b drops", drops)
+	devstack.Await(t, "b drops", drops)
 	era, before, sent := second.view.Load().era, trips.Load(), len(own.own)
 	execute(t, plain, `UPDATE crossfade_epoch SET era = 'another', continues = epoch`)
-	until(t, "b drops in the new era", func() bool { return second.view.Load().era != era && drops() })
+	devstack.Await(t, "b drops in the new era", func() bool { return second.view.Load().era != era && drops() })
 	made := trips.Load() - before
 	t.Logf("%d round trips", made)
 	if made > 60 {

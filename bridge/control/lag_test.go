@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -183,16 +185,16 @@ func TestOverdueHoldsATenantButNotBack(t *testing.T) {
 	told(2 * time.Hour)
 	n := start(t, o)
 	p.set(func(p *courier) { p.carriers = []*Control{n.Control} })
-	until(t, "the other is through", n.in(stage.JetStream, "globex"))
+	devstack.Await(t, "the other is through", n.in(stage.JetStream, "globex"))
 	waitsFor(t, pool, "acme", "undelivered messages: the oldest by JetStream")
 	if s := n.StageOf("acme"); s != stage.Live {
 		t.Fatalf("acme is in %s", s)
 	}
 	told(2 * time.Hour)
 	wishes.wish(stage.MQTT, "acme")
-	until(t, "acme is back", n.in(stage.Shadow, "acme"))
+	devstack.Await(t, "acme is back", n.in(stage.Shadow, "acme"))
 	waitsFor(t, pool, "acme", "undelivered messages")
-	until(t, "acme goes on", func() bool { told(time.Minute); return n.StageOf("acme") == stage.MQTT })
+	devstack.Await(t, "acme goes on", func() bool { told(time.Minute); return n.StageOf("acme") == stage.MQTT })
 }
 
 // TestLagIsReadAsItIsTold: with the hands of those that live, and the silent by name.

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/crossfade-io/crossfade/bridge/stage"
@@ -115,11 +117,11 @@ func TestTwoRunsOfOneName(t *testing.T) {
 	execute(t, pool, `INSERT INTO crossfade_stages (tenant_id, stage, revision) VALUES ('t', 'shadow', 1)`)
 	o := newOracle(stage.MQTT)
 	first := start(t, brisk(t, pool, "a", o, nil))
-	until(t, "it may drop", first.MayDrop)
+	devstack.Await(t, "it may drop", first.MayDrop)
 	options := brisk(t, pool, "a", o, nil)
 	options.Session = &Session{ClientID: "client-2", Expiry: time.Hour}
 	second := start(t, options)
-	until(t, "both know", func() bool { return first.Alone() != nil && second.Alone() != nil })
+	devstack.Await(t, "both know", func() bool { return first.Alone() != nil && second.Alone() != nil })
 	if first.MayDrop() {
 		t.Error("the one that lost the row would drop")
 	}
@@ -138,6 +140,6 @@ func TestTwoRunsOfOneName(t *testing.T) {
 	if err := second.SignOff(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the first has the row again", func() bool { return first.Alone() == nil && first.MayDrop() })
+	devstack.Await(t, "the first has the row again", func() bool { return first.Alone() == nil && first.MayDrop() })
 	waits("client-a", 2) // and the session of the second
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -24,9 +26,9 @@ func TestEraBeginsBesideLocks(t *testing.T) {
 	o.wish(stage.Live, "live")
 	n, _ := alone(t, pool, o)
 	for tenant, want := range map[string]stage.Stage{"mqtt": stage.MQTT, "jetstream": stage.JetStream, "live": stage.Live, "free": stage.JetStream} {
-		until(t, tenant+" is there", n.in(want, tenant))
+		devstack.Await(t, tenant+" is there", n.in(want, tenant))
 	}
-	until(t, "live is confirmed", func() bool { return fact(t, pool, "live").ConfirmedAt != nil })
+	devstack.Await(t, "live is confirmed", func() bool { return fact(t, pool, "live").ConfirmedAt != nil })
 	others, err := pgxpool.New(t.Context(), pool.Config().ConnString()) // the instance's own has no connection to spare
 	if err != nil {
 		t.Fatal(err)
@@ -38,31 +40,31 @@ func TestEraBeginsBesideLocks(t *testing.T) {
 	if err := Distrust(t.Context(), pool, "ops", "test"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "an era has begun anew", func() bool { return proofsAnew(t, pool, "free") == 1 })
+	devstack.Await(t, "an era has begun anew", func() bool { return proofsAnew(t, pool, "free") == 1 })
 	inside := map[string]stage.Stage{"mqtt": stage.Shadow, "jetstream": stage.Live, "live": stage.Live}
-	until(t, "they count as inside", func() bool { return n.StageOf("mqtt") == stage.Shadow })
-	until(t, "leases from before are over", func() bool { return n.MayDrop() })
+	devstack.Await(t, "they count as inside", func() bool { return n.StageOf("mqtt") == stage.Shadow })
+	devstack.Await(t, "leases from before are over", func() bool { return n.MayDrop() })
 	o.override(stage.MQTT, "free", "jetstream")
-	until(t, "who is not locked goes back, and as far as mqtt", n.in(stage.MQTT, "free"))
+	devstack.Await(t, "who is not locked goes back, and as far as mqtt", n.in(stage.MQTT, "free"))
 	for tenant, want := range inside {
 		f := fact(t, pool, tenant)
 		if s, drop := n.Look(tenant); s != want || drop || f.Stage != want || !f.Undecided || f.ConfirmedAt != nil {
 			t.Errorf("%s: %s, drop %v, %+v; want %s", tenant, s, drop, f, want)
 		}
 	}
-	until(t, "it is said why they wait", func() bool {
+	devstack.Await(t, "it is said why they wait", func() bool {
 		err := n.Health()
 		return err != nil && strings.Contains(err.Error(), "locked (jetstream, live, mqtt)")
 	})
 	end()
-	until(t, "they are taken inside and go on", n.in(stage.MQTT, "mqtt", "jetstream"))
-	until(t, "live is confirmed anew", func() bool { f := fact(t, pool, "live"); return !f.Undecided && f.ConfirmedAt != nil })
+	devstack.Await(t, "they are taken inside and go on", n.in(stage.MQTT, "mqtt", "jetstream"))
+	devstack.Await(t, "live is confirmed anew", func() bool { f := fact(t, pool, "live"); return !f.Undecided && f.ConfirmedAt != nil })
 	for tenant, want := range map[string]int{"mqtt": 1, "jetstream": 1, "live": 0} {
 		if got := proofsAnew(t, pool, tenant); got != want {
 			t.Errorf("%s was taken inside %d times", tenant, got)
 		}
 	}
-	until(t, "nothing is said any more", func() bool { return n.Health() == nil })
+	devstack.Await(t, "nothing is said any more", func() bool { return n.Health() == nil })
 }
 
 // TestEvidenceOfAnotherHistory counts for nothing, though its row could not be removed.
@@ -72,7 +74,7 @@ func TestEvidenceOfAnotherHistory(t *testing.T) {
 	o := newOracle(stage.JetStream)
 	n, p := alone(t, pool, o)
 	p.set(func(p *courier) { p.mute[pipeline.PathJetStream] = true })
-	until(t, "sentinels are out", func() bool { return p.count() > 0 })
+	devstack.Await(t, "sentinels are out", func() bool { return p.count() > 0 })
 	var old []Sentinel
 	p.set(func(p *courier) { old = slices.Clone(p.sent) })
 	end := keepLocked(t, pool, `SELECT FROM crossfade_sentinels FOR UPDATE`)
@@ -80,7 +82,7 @@ func TestEvidenceOfAnotherHistory(t *testing.T) {
 		t.Fatal(err)
 	}
 	var anew bool
-	until(t, "an era has begun anew", func() bool {
+	devstack.Await(t, "an era has begun anew", func() bool {
 		return pool.QueryRow(t.Context(), `SELECT anew <> '' FROM crossfade_epoch`).Scan(&anew) == nil && anew
 	})
 	end()
@@ -88,12 +90,12 @@ func TestEvidenceOfAnotherHistory(t *testing.T) {
 	if err := n.Saw(t.Context(), sightings(old, true, true)); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "others were sent, and looked at", func() bool { return p.count() > sent+1 })
+	devstack.Await(t, "others were sent, and looked at", func() bool { return p.count() > sent+1 })
 	if s := n.StageOf("t"); s != stage.Live {
 		t.Errorf("it is in %s by what was sent in another history", s)
 	}
 	p.set(func(p *courier) { p.mute = map[pipeline.Path]bool{} })
-	until(t, "it is in jetstream", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "it is in jetstream", n.in(stage.JetStream, "t"))
 }
 
 // idleTerm is a term that does nothing by itself, and waits for no lock for long.
@@ -198,7 +200,7 @@ func TestStuckWithoutBeats(t *testing.T) {
 	options := brisk(t, pool, "a", o, p)
 	options.Retention = time.Hour
 	first := start(t, options)
-	until(t, "it is in shadow", func() bool { return fact(t, pool, "t").Stage == stage.Shadow })
+	devstack.Await(t, "it is in shadow", func() bool { return fact(t, pool, "t").Stage == stage.Shadow })
 	first.halt()
 	execute(t, pool, `INSERT INTO crossfade_path_latency (tenant_id, path, missing_since) VALUES ('t', 2, now() - interval '2 h')`)
 	o.wish(stage.Live)
@@ -207,5 +209,5 @@ func TestStuckWithoutBeats(t *testing.T) {
 	if err := n.TellLag(t.Context(), Hand{MQTT: &Census{}, JetStream: &Census{}}, nil); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is in live", n.in(stage.Live, "t"))
+	devstack.Await(t, "it is in live", n.in(stage.Live, "t"))
 }

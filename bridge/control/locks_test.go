@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -36,15 +38,15 @@ func TestLockedRowDelaysItsTenantOnly(t *testing.T) {
 	names := many(t, pool, 21)
 	o := newOracle(stage.JetStream)
 	n, _ := alone(t, pool, o)
-	until(t, "all are in jetstream", n.in(stage.JetStream, names...))
+	devstack.Await(t, "all are in jetstream", n.in(stage.JetStream, names...))
 	stuck, others := names[7], append(append([]string(nil), names[:7]...), names[8:]...)
 	end := keepLocked(t, pool, `SELECT FROM crossfade_stages WHERE tenant_id = $1 FOR UPDATE`, stuck)
 	o.override(stage.MQTT, names...)
-	until(t, "the others are back, and as far as mqtt", n.in(stage.MQTT, others...))
+	devstack.Await(t, "the others are back, and as far as mqtt", n.in(stage.MQTT, others...))
 	if got := n.StageOf(stuck); got != stage.JetStream {
 		t.Errorf("the locked one is in %s", got)
 	}
-	until(t, "it is said why it waits", func() bool {
+	devstack.Await(t, "it is said why it waits", func() bool {
 		err := n.Health()
 		return err != nil && strings.Contains(err.Error(), "locked ("+stuck+")")
 	})
@@ -58,13 +60,13 @@ func TestLockedRowDelaysItsTenantOnly(t *testing.T) {
 		return e
 	}
 	before, rounds := epoch(), o.rounds.Load()
-	until(t, "it was tried again", func() bool { signal(o.changes); return o.rounds.Load() > rounds+3 })
+	devstack.Await(t, "it was tried again", func() bool { signal(o.changes); return o.rounds.Load() > rounds+3 })
 	if after := epoch(); after != before {
 		t.Errorf("epochs were used up for nothing: %d, then %d", before, after)
 	}
 	end()
-	until(t, "it follows", n.in(stage.MQTT, stuck))
-	until(t, "nothing is said any more", func() bool { return n.Health() == nil })
+	devstack.Await(t, "it follows", n.in(stage.MQTT, stuck))
+	devstack.Await(t, "nothing is said any more", func() bool { return n.Health() == nil })
 }
 
 // TestOverridesNeedNothingElse: neither a registry that somebody keeps locked nor a flag
@@ -76,7 +78,7 @@ func TestOverridesNeedNothingElse(t *testing.T) {
 	names := many(t, pool, 3)
 	o := newOracle(stage.Live)
 	first, _ := alone(t, pool, o)
-	until(t, "all are in live", first.in(stage.Live, names...))
+	devstack.Await(t, "all are in live", first.in(stage.Live, names...))
 	first.halt()
 	if err := first.SignOff(t.Context()); err != nil {
 		t.Fatal(err)
@@ -85,18 +87,18 @@ func TestOverridesNeedNothingElse(t *testing.T) {
 	silent := &slowOracle{oracle: o, asked: make(chan struct{}, 1), answer: make(chan struct{})}
 	o.override(stage.MQTT, names[0])
 	n := start(t, brisk(t, pool, "b", silent, nil))
-	until(t, "an override from before the term is followed", n.in(stage.Shadow, names[0]))
+	devstack.Await(t, "an override from before the term is followed", n.in(stage.Shadow, names[0]))
 	o.override(stage.MQTT, names[1])
-	until(t, "and one that is set in it", n.in(stage.Shadow, names[1]))
+	devstack.Await(t, "and one that is set in it", n.in(stage.Shadow, names[1]))
 	if n.StageOf(names[2]) != stage.Live {
 		t.Error("somebody moved who was not overridden")
 	}
 	close(silent.answer)
 	o.wish(stage.Shadow)
-	until(t, "flags are followed beside the lock, too", n.in(stage.Shadow, names[2]))
+	devstack.Await(t, "flags are followed beside the lock, too", n.in(stage.Shadow, names[2]))
 	end()
 	register(t, pool, "late")
-	until(t, "new tenants are found", n.in(stage.Shadow, "late"))
+	devstack.Await(t, "new tenants are found", n.in(stage.Shadow, "late"))
 	n.halt()
 }
 
@@ -107,10 +109,10 @@ func TestLockedEpoch(t *testing.T) {
 	register(t, pool, "t", "u")
 	o := newOracle(stage.Live)
 	n, _ := alone(t, pool, o)
-	until(t, "both are in live", n.in(stage.Live, "t", "u"))
+	devstack.Await(t, "both are in live", n.in(stage.Live, "t", "u"))
 	end := keepLocked(t, pool, `UPDATE crossfade_stages SET stage = 'shadow', revision = revision + 1 WHERE tenant_id = 'u'`)
 	o.override(stage.MQTT, "t")
-	until(t, "it is said why nobody moves", func() bool {
+	devstack.Await(t, "it is said why nobody moves", func() bool {
 		err := n.Health()
 		return err != nil && strings.Contains(err.Error(), "another session holds a lock")
 	})
@@ -118,8 +120,8 @@ func TestLockedEpoch(t *testing.T) {
 		t.Error("the leader has given up")
 	}
 	end()
-	until(t, "it goes on", n.in(stage.Shadow, "t"))
-	until(t, "all is well", func() bool { return n.Health() == nil })
+	devstack.Await(t, "it goes on", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "all is well", func() bool { return n.Health() == nil })
 }
 
 // TestForeignEpochIsRead: a change by somebody else that comes between the leader's

@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 )
 
@@ -31,13 +33,13 @@ func TestMirrorIsProvedAnew(t *testing.T) {
 			t.Errorf("%s: awaited by proof %d", when, proof)
 		}
 	}
-	until(t, "it goes by an era that it has begun", func() bool {
+	devstack.Await(t, "it goes by an era that it has begun", func() bool {
 		var ok bool
 		err := pool.QueryRow(t.Context(), `SELECT era = $1 FROM crossfade_epoch`, m.lease.Load().era).Scan(&ok)
 		return err == nil && ok && m.Leading() && m.in(stage.Shadow, "t")() && m.MayDrop()
 	})
 	before := len(sent())
-	until(t, "it has sent a sentinel, and another one", func() bool { return len(sent()) > before+1 })
+	devstack.Await(t, "it has sent a sentinel, and another one", func() bool { return len(sent()) > before+1 })
 	unproved("a sentinel was sent")
 	m.Mirrored(m.seal.Load().Nonce(sessionTenant))
 	unproved("one has come that another instance sent")
@@ -47,13 +49,13 @@ func TestMirrorIsProvedAnew(t *testing.T) {
 	if left := time.Until(end); first == 0 || left <= 0 || left > options.LeaseTTL {
 		t.Errorf("after its own: proof %d for %v", first, left)
 	}
-	until(t, "it is awaited for longer", func() bool { p, e := m.Awaited(); return p == first && e.After(end) })
+	devstack.Await(t, "it is awaited for longer", func() bool { p, e := m.Awaited(); return p == first && e.After(end) })
 
 	// The tables lose sight of it.
 	execute(t, pool, `UPDATE crossfade_instances SET lease_until = now() WHERE instance_id = 'm'; DELETE FROM crossfade_instances WHERE instance_id = 'm'`)
-	until(t, "it has another lease", func() bool { return m.lease.Load().number > first && m.MayDrop() })
+	devstack.Await(t, "it has another lease", func() bool { return m.lease.Load().number > first && m.MayDrop() })
 	unproved("it has another lease")
-	until(t, "it has sent another sentinel", func() bool { return len(sent()) > len(earlier)+1 })
+	devstack.Await(t, "it has sent another sentinel", func() bool { return len(sent()) > len(earlier)+1 })
 	for _, nonce := range earlier {
 		m.Mirrored(nonce)
 	}
@@ -64,7 +66,7 @@ func TestMirrorIsProvedAnew(t *testing.T) {
 		t.Errorf("proofs %d and %d", first, second)
 	}
 	m.halt()
-	until(t, "its lease has run out", func() bool { proof, _ := m.Awaited(); return proof == 0 })
+	devstack.Await(t, "its lease has run out", func() bool { proof, _ := m.Awaited(); return proof == 0 })
 }
 
 // TestAwaitedAsLongAsLeased: a session that the broker hardly keeps is awaited while its

@@ -113,10 +113,10 @@ func bringBack(t *testing.T, restore func(t *testing.T, url string, saved backup
 	register(t, pool, "t")
 	o := newOracle(stage.MQTT)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	saved := dump(t, url)
 	o.wish(stage.JetStream)
-	until(t, "it is in jetstream", func() bool { s, drop := n.Look("t"); return s == stage.JetStream && drop })
+	devstack.Await(t, "it is in jetstream", func() bool { s, drop := n.Look("t"); return s == stage.JetStream && drop })
 	n.halt()
 	if err := n.SignOff(t.Context()); err != nil {
 		t.Fatal(err)
@@ -132,7 +132,7 @@ func bringBack(t *testing.T, restore func(t *testing.T, url string, saved backup
 	m := start(t, brisk(t, pool, "a", newOracle(stage.MQTT), p))
 	p.set(func(p *courier) { p.carriers = []*Control{m.Control} })
 	looks := watch(t, m, "t")
-	until(t, "it is in mqtt again", func() bool { s, drop := m.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt again", func() bool { s, drop := m.Look("t"); return s == stage.MQTT && drop })
 	if n := proofsAnew(t, pool, "t"); n != 1 {
 		t.Errorf("it was taken inside %d times", n)
 	}
@@ -161,7 +161,7 @@ func TestRestartCostsNothing(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.MQTT)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	n.halt()
 	if err := n.SignOff(t.Context()); err != nil {
 		t.Fatal(err)
@@ -170,7 +170,7 @@ func TestRestartCostsNothing(t *testing.T) {
 		execute(t, pool, statement)
 	}
 	m, _ := alone(t, pool, o)
-	until(t, "it is in mqtt again", func() bool { s, drop := m.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt again", func() bool { s, drop := m.Look("t"); return s == stage.MQTT && drop })
 	if n := proofsAnew(t, pool, "t"); n != 0 {
 		t.Errorf("it was taken inside %d times", n)
 	}
@@ -181,12 +181,12 @@ func TestDistrust(t *testing.T) {
 	pool := migrated(t)
 	register(t, pool, "t")
 	n, _ := alone(t, pool, newOracle(stage.MQTT))
-	until(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is in mqtt", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	if err := Distrust(t.Context(), pool, "ops", "a snapshot of the disk"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, "it is taken inside", func() bool { return proofsAnew(t, pool, "t") == 1 })
-	until(t, "it is in mqtt again", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
+	devstack.Await(t, "it is taken inside", func() bool { return proofsAnew(t, pool, "t") == 1 })
+	devstack.Await(t, "it is in mqtt again", func() bool { s, drop := n.Look("t"); return s == stage.MQTT && drop })
 	within(t, pool)
 	execute(t, pool, `DELETE FROM crossfade_epoch`)
 	if err := Distrust(t.Context(), pool, "ops", ""); err == nil || !strings.Contains(err.Error(), "no row") {
@@ -201,12 +201,12 @@ func TestLongestLeaseIsWaitedFor(t *testing.T) {
 	options := brisk(t, pool, "a", newOracle(stage.MQTT), nil)
 	options.LeaseMost = time.Hour
 	n := start(t, options)
-	until(t, "it leads", n.Leading)
+	devstack.Await(t, "it leads", n.Leading)
 	if err := Distrust(t.Context(), pool, "ops", "test"); err != nil {
 		t.Fatal(err)
 	}
 	var waits float64
-	until(t, "everything begins anew", func() bool {
+	devstack.Await(t, "everything begins anew", func() bool {
 		err := pool.QueryRow(t.Context(), `SELECT coalesce(extract(epoch FROM nullif(settles_at, '-infinity') - now())::float8, 0) FROM crossfade_epoch`).Scan(&waits)
 		return err == nil && waits > 0
 	})

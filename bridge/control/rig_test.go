@@ -196,15 +196,6 @@ func many(t testing.TB, pool *pgxpool.Pool, n int) []string {
 	return names
 }
 
-func until(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); !condition(); time.Sleep(3 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting until %s", what)
-		}
-	}
-}
-
 func quiet(t testing.TB) *slog.Logger {
 	if os.Getenv("CROSSFADE_TEST_LOG") != "" {
 		return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
@@ -297,7 +288,7 @@ func waitsFor(t testing.TB, pool *pgxpool.Pool, tenant, what string) {
 			t.Logf("%+v", last)
 		}
 	}()
-	until(t, tenant+" waits for "+what, func() bool {
+	devstack.Await(t, tenant+" waits for "+what, func() bool {
 		last = fact(t, pool, tenant)
 		return strings.Contains(last.WaitsFor, what)
 	})

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -84,7 +86,7 @@ func TestSealIsReadAgain(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	until(t, "the new key is known", func() bool { return n.Genuine("t", seal.Nonce("t")) })
+	devstack.Await(t, "the new key is known", func() bool { return n.Genuine("t", seal.Nonce("t")) })
 }
 
 // TestExpiry: sentinels that measure do not pile up in sessions that are away; those for
@@ -106,7 +108,7 @@ func TestExpiry(t *testing.T) {
 			return found
 		}
 	}
-	until(t, "a beat was sent", sent(20*time.Second))
+	devstack.Await(t, "a beat was sent", sent(20*time.Second))
 	o.wish(stage.MQTT)
-	until(t, "one was sent for a proof", sent(proofExpiry))
+	devstack.Await(t, "one was sent for a proof", sent(proofExpiry))
 }

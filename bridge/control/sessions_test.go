@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -17,7 +19,7 @@ func TestSessionOfADeadInstance(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	dead, err := New(brisk(t, pool, "dead", o, nil))
 	if err != nil {
 		t.Fatal(err)
@@ -33,7 +35,7 @@ func TestSessionOfADeadInstance(t *testing.T) {
 	if err := dead.SignOff(t.Context()); err != nil { // a clean stop leaves a session, too
 		t.Fatal(err)
 	}
-	until(t, "nobody takes it to be running", func() bool {
+	devstack.Await(t, "nobody takes it to be running", func() bool {
 		instances, err := Instances(t.Context(), pool)
 		return err == nil && len(instances) == 2 && !instances[1].Live
 	})
@@ -44,7 +46,7 @@ func TestSessionOfADeadInstance(t *testing.T) {
 	if err := Forget(t.Context(), pool, "dead"); !errors.Is(err, ErrNoInstance) {
 		t.Errorf("the second Forget = %v", err)
 	}
-	until(t, "it goes on", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "it goes on", n.in(stage.MQTT, "t"))
 }
 
 // TestNoMoreSentinelsForWhoIsAway: one that has come out of all but sessions of instances
@@ -84,7 +86,7 @@ func TestSessionsThatChangeVoidAProof(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	n, p := alone(t, pool, o)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	p.set(func(p *courier) { p.mute[pipeline.PathJetStream] = true })
 	o.wish(stage.MQTT)
 	waitsFor(t, pool, "t", "JetStream")
@@ -101,7 +103,7 @@ func TestSessionsThatChangeVoidAProof(t *testing.T) {
 	for _, s := range sent {
 		execute(t, pool, `INSERT INTO crossfade_sightings SELECT $1, 1, 'b', 'telemetry', now()`, s.Nonce)
 	}
-	until(t, "another one is sent", func() bool { return p.count() > len(sent) })
+	devstack.Await(t, "another one is sent", func() bool { return p.count() > len(sent) })
 	if n.StageOf("t") != stage.Shadow {
 		t.Error("the proof was of other sessions")
 	}
@@ -213,7 +215,7 @@ func TestMirrorsSession(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	n, p := alone(t, pool, o)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 	options := brisk(t, pool, "b", o, nil)
 	options.Session, options.Mirror = nil, &Session{ClientID: "mirror-b", Expiry: time.Hour}
 	b := start(t, options)
@@ -234,7 +236,7 @@ func TestMirrorsSession(t *testing.T) {
 			return again.Saw(ctx, seen)
 		}
 	})
-	until(t, "it is proved", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "it is proved", n.in(stage.MQTT, "t"))
 	options.Mirror = &Session{ClientID: "mirror-2", Expiry: Never}
 	again.halt()
 	start(t, options)

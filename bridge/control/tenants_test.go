@@ -4,6 +4,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/bridge/stage"
 	"github.com/crossfade-io/crossfade/pipeline"
 )
@@ -18,7 +20,7 @@ func TestInventedTenants(t *testing.T) {
 	options.Beat = time.Hour
 	began := time.Now()
 	n := start(t, options)
-	until(t, "the tenant is moved", n.in(stage.Live, "real"))
+	devstack.Await(t, "the tenant is moved", n.in(stage.Live, "real"))
 	for i := range maxNewTenants + 1000 {
 		n.StageOf("invented-" + string(rune('a'+i%26)) + time.Now().String())
 		if i%100 == 0 {
@@ -37,7 +39,7 @@ func TestInventedTenants(t *testing.T) {
 	register(t, pool, "late")
 	other := start(t, brisk(t, pool, "b", o, nil)) // does not lead
 	other.StageOf("late")
-	until(t, "a tenant that another instance meets is moved before the beat", n.in(stage.Live, "late"))
+	devstack.Await(t, "a tenant that another instance meets is moved before the beat", n.in(stage.Live, "late"))
 }
 
 // TestBeats measure both paths, and show one that is dead though the tenant is silent.
@@ -57,14 +59,14 @@ func TestBeats(t *testing.T) {
 		}
 		return all[tenant]
 	}
-	until(t, "both paths are measured", func() bool {
+	devstack.Await(t, "both paths are measured", func() bool {
 		l := latency("t")
 		return l.MQTT != nil && l.JetStream != nil && l.MQTTMissing == nil && l.JetStreamMissing == nil
 	})
 	p.set(func(p *courier) { p.mute[pipeline.PathJetStream] = true })
-	until(t, "the dead path is shown", func() bool { l := latency("u"); return l.JetStreamMissing != nil && l.MQTTMissing == nil })
+	devstack.Await(t, "the dead path is shown", func() bool { l := latency("u"); return l.JetStreamMissing != nil && l.MQTTMissing == nil })
 	p.set(func(p *courier) { p.mute = map[pipeline.Path]bool{} })
-	until(t, "it is alive again", func() bool { l := latency("u"); return l.JetStreamMissing == nil })
+	devstack.Await(t, "it is alive again", func() bool { l := latency("u"); return l.JetStreamMissing == nil })
 	if n.StageOf("t") != stage.Shadow {
 		t.Error("a beat has moved somebody")
 	}

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -23,11 +25,11 @@ func TestThereAndBack(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.MQTT)
 	n, _ := alone(t, pool, o)
-	until(t, "it is in mqtt", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "it is in mqtt", n.in(stage.MQTT, "t"))
 	o.wish(stage.JetStream)
-	until(t, "it is in jetstream", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "it is in jetstream", n.in(stage.JetStream, "t"))
 	o.wish(stage.MQTT)
-	until(t, "it is back in mqtt", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "it is back in mqtt", n.in(stage.MQTT, "t"))
 	if s, drop := n.Look("t"); s != stage.MQTT || !drop {
 		t.Errorf("Look = %s, %v; want that copies may be dropped", s, drop)
 	}
@@ -49,7 +51,7 @@ func TestThereAndBack(t *testing.T) {
 	if got := strings.Join(story, ", "); got != want {
 		t.Errorf("history: %s\nwant:    %s", got, want)
 	}
-	until(t, "it waits for nothing", func() bool {
+	devstack.Await(t, "it waits for nothing", func() bool {
 		f := fact(t, pool, "t")
 		return f.WaitsFor == "" && f.Wanted == stage.MQTT && f.WantedWhy == "test" && f.ConfirmedAt != nil
 	})
@@ -61,7 +63,7 @@ func TestEveryWait(t *testing.T) {
 	register(t, pool, "t")
 	o := newOracle(stage.Shadow)
 	n, p := alone(t, pool, o)
-	until(t, "it is in shadow", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "it is in shadow", n.in(stage.Shadow, "t"))
 
 	p.set(func(p *courier) { p.err = errors.New("the broker is down") })
 	o.wish(stage.MQTT)
@@ -80,7 +82,7 @@ func TestEveryWait(t *testing.T) {
 	}
 	p.set(func(p *courier) { p.mute = map[pipeline.Path]bool{} })
 	execute(t, pool, `DELETE FROM crossfade_sentinels`)
-	until(t, "it is in mqtt", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "it is in mqtt", n.in(stage.MQTT, "t"))
 }
 
 // TestDwellComesBeforeTheSentinel: a sentinel that is sent sooner does not cover the
@@ -97,7 +99,7 @@ func TestDwellComesBeforeTheSentinel(t *testing.T) {
 	if p.count() > 0 {
 		t.Error("a sentinel was sent before the dwell was over")
 	}
-	until(t, "it is in mqtt", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "it is in mqtt", n.in(stage.MQTT, "t"))
 	var early bool
 	if err := pool.QueryRow(t.Context(), `SELECT n.created_at - s.since < interval '1.5 s' FROM crossfade_sentinels AS n
 		JOIN crossfade_stage_history AS h ON h.tenant_id = n.tenant_id AND h.evidence->>'sentinel' = n.nonce
@@ -114,14 +116,14 @@ func TestRollbackNeedsNothing(t *testing.T) {
 	o := newOracle(stage.JetStream)
 	o.wish(stage.Live, "u")
 	n, p := alone(t, pool, o)
-	until(t, "t is in jetstream", n.in(stage.JetStream, "t"))
-	until(t, "u is in live", n.in(stage.Live, "u"))
+	devstack.Await(t, "t is in jetstream", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "u is in live", n.in(stage.Live, "u"))
 	p.set(func(p *courier) { p.err = errors.New("the broker is down") })
 	// An instance that will confirm nothing.
 	execute(t, pool, `INSERT INTO crossfade_instances (instance_id, run, lease_until) VALUES ('stuck', 'r', now() + interval '1 hour')`)
 	o.wish(stage.MQTT)
 	o.wish(stage.MQTT, "u")
-	until(t, "both are in shadow", n.in(stage.Shadow, "t", "u"))
+	devstack.Await(t, "both are in shadow", n.in(stage.Shadow, "t", "u"))
 	waitsFor(t, pool, "t", "confirmation of stage shadow by stuck")
 }
 
@@ -132,7 +134,7 @@ func TestHolds(t *testing.T) {
 	register(t, pool, "t", "u")
 	o := newOracle(stage.Live)
 	n, _ := alone(t, pool, o)
-	until(t, "both are in live", n.in(stage.Live, "t", "u"))
+	devstack.Await(t, "both are in live", n.in(stage.Live, "t", "u"))
 	if err := Hold(t.Context(), pool, []string{"t", Everybody}, "ann", "no changes on Friday"); err != nil {
 		t.Fatal(err)
 	}
@@ -147,9 +149,9 @@ func TestHolds(t *testing.T) {
 	waitsFor(t, pool, "t", "release from the hold by bob: incident 7")
 	waitsFor(t, pool, "u", "release from the hold of all tenants by ann: no changes on Friday")
 	o.override(stage.JetStream, "t") // an operator's wish, but no way back
-	until(t, "the override is seen", func() bool { return fact(t, pool, "t").Wanted == stage.JetStream })
+	devstack.Await(t, "the override is seen", func() bool { return fact(t, pool, "t").Wanted == stage.JetStream })
 	o.override(stage.MQTT, "t")
-	until(t, "the emergency exit is open", n.in(stage.Shadow, "t"))
+	devstack.Await(t, "the emergency exit is open", n.in(stage.Shadow, "t"))
 	waitsFor(t, pool, "t", "release from the hold by bob") // and no further
 	if n.StageOf("u") != stage.Live {
 		t.Error("u has moved though everybody was held")
@@ -158,8 +160,8 @@ func TestHolds(t *testing.T) {
 	if err != nil || fmt.Sprint(released) != "[ t]" {
 		t.Errorf("released %q, %v", released, err)
 	}
-	until(t, "t goes on", n.in(stage.MQTT, "t"))
-	until(t, "u goes on", n.in(stage.Shadow, "u"))
+	devstack.Await(t, "t goes on", n.in(stage.MQTT, "t"))
+	devstack.Await(t, "u goes on", n.in(stage.Shadow, "u"))
 }
 
 // TestNoAnswerMovesNobody: not by the last answer, either, though the tenant is half
@@ -169,27 +171,27 @@ func TestNoAnswerMovesNobody(t *testing.T) {
 	register(t, pool, "t", "u")
 	o := newOracle(stage.Shadow)
 	n, p := alone(t, pool, o)
-	until(t, "both are in shadow", n.in(stage.Shadow, "t", "u"))
+	devstack.Await(t, "both are in shadow", n.in(stage.Shadow, "t", "u"))
 	p.set(func(p *courier) { p.mute[pipeline.PathJetStream] = true })
 	o.wish(stage.JetStream) // which would go as far as live
-	until(t, "both are in live", n.in(stage.Live, "t", "u"))
+	devstack.Await(t, "both are in live", n.in(stage.Live, "t", "u"))
 	waitsFor(t, pool, "t", "JetStream")
 	o.fail(errors.New("flag service down"))
 	waitsFor(t, pool, "t", noAnswer)
 	p.set(func(p *courier) { p.mute = map[pipeline.Path]bool{} })
 	execute(t, pool, `DELETE FROM crossfade_sentinels`)
 	rounds := o.rounds.Load()
-	until(t, "the flags were asked three times", func() bool { signal(o.changes); return o.rounds.Load() > rounds+3 })
+	devstack.Await(t, "the flags were asked three times", func() bool { signal(o.changes); return o.rounds.Load() > rounds+3 })
 	if f := fact(t, pool, "t"); f.Stage != stage.Live || f.Wanted != "" {
 		t.Errorf("without an answer it is in %s, wanted %q", f.Stage, f.Wanted)
 	}
 	o.override(stage.MQTT, "u")
-	until(t, "the override counts", n.in(stage.MQTT, "u"))
+	devstack.Await(t, "the override counts", n.in(stage.MQTT, "u"))
 	o.fail(nil)
 	o.wish("sideways")
 	waitsFor(t, pool, "t", noAnswer)
 	o.wish(stage.JetStream)
-	until(t, "t goes on", n.in(stage.JetStream, "t"))
+	devstack.Await(t, "t goes on", n.in(stage.JetStream, "t"))
 }
 
 // multitude is how many tenants are flipped at once.
@@ -212,8 +214,8 @@ func TestMultitudeAtOnce(t *testing.T) {
 	options := brisk(t, pool, "a", o, p)
 	n := start(t, options)
 	p.set(func(p *courier) { p.carriers = []*Control{n.Control} })
-	until(t, "all have a row", n.in(stage.Live, names...))
-	until(t, "all is noted", func() bool {
+	devstack.Await(t, "all have a row", n.in(stage.Live, names...))
+	devstack.Await(t, "all is noted", func() bool {
 		var left int
 		if err := pool.QueryRow(t.Context(), `SELECT count(*) FROM crossfade_stages WHERE confirmed_at IS NULL`).Scan(&left); err != nil {
 			t.Fatal(err)
@@ -223,7 +225,7 @@ func TestMultitudeAtOnce(t *testing.T) {
 	for _, to := range []stage.Stage{stage.Shadow, stage.MQTT, stage.JetStream, stage.Shadow} {
 		began, before := time.Now(), trips.Load()
 		o.wish(to)
-		until(t, "all are in "+string(to), n.in(to, names...))
+		devstack.Await(t, "all are in "+string(to), n.in(to, names...))
 		took, made := time.Since(began), trips.Load()-before
 		var epochs int
 		if err := pool.QueryRow(t.Context(), `SELECT count(DISTINCT epoch) FROM crossfade_stages`).Scan(&epochs); err != nil {
@@ -266,7 +268,7 @@ func TestOverrideBeatsAnAnswerThatIsOnItsWay(t *testing.T) {
 	o.overrides["t"] = stage.MQTT // of which no signal has come yet
 	o.mu.Unlock()
 	close(o.answer)
-	until(t, "both have moved", func() bool { return n.StageOf("u") == stage.Live && fact(t, pool, "t").Stage == stage.Shadow })
+	devstack.Await(t, "both have moved", func() bool { return n.StageOf("u") == stage.Live && fact(t, pool, "t").Stage == stage.Shadow })
 	if changes, err := History(t.Context(), pool, HistoryQuery{Tenants: []string{"t"}}); err != nil || len(changes) != 1 {
 		t.Errorf("history of t: %+v, %v; want one change, to shadow", changes, err)
 	}

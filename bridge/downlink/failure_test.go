@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/eclipse/paho.golang/packets"
 
 	"github.com/crossfade-io/crossfade/bridge/downlink"
@@ -39,16 +41,16 @@ func TestBrokerRestarts(t *testing.T) {
 	load()
 	must(t, r.broker.Stop(context.Background()))
 	load()
-	eventually(t, "health to say that the broker is away", func() bool {
+	devstack.Await(t, "health to say that the broker is away", func() bool {
 		err := first.Health()
 		return err != nil && strings.Contains(err.Error(), "connect")
 	})
 	must(t, r.broker.Start(context.Background()))
 	load()
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "health again", func() bool { return first.Health() == nil })
+	devstack.Await(t, "health again", func() bool { return first.Health() == nil })
 	r.becomes("0", `SELECT count(*) FROM device_commands WHERE published_at IS NULL OR status <> 'queued'`)
-	eventually(t, "every command and the last states", func() bool {
+	devstack.Await(t, "every command and the last states", func() bool {
 		last := r.inOrder()
 		seen := make(map[string]bool)
 		for _, p := range r.all() {
@@ -75,11 +77,11 @@ func TestBrokerKilled(t *testing.T) {
 	must(t, r.broker.Kill())
 	r.desire("d1", `{"v": 2}`)
 	r.command("d1", "c1")
-	eventually(t, "health to say that the broker is away", func() bool { return s.Health() != nil })
+	devstack.Await(t, "health to say that the broker is away", func() bool { return s.Health() != nil })
 	must(t, r.broker.Start(context.Background()))
 	r.listen("#")
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "the last state, retained", func() bool { return r.inOrder()["tenant/t1/device/d1"] == 2 })
+	devstack.Await(t, "the last state, retained", func() bool { return r.inOrder()["tenant/t1/device/d1"] == 2 })
 	r.becomes("true", `SELECT published_at IS NOT NULL FROM device_commands`)
 }
 
@@ -93,13 +95,13 @@ func TestKilledSender(t *testing.T) {
 		for d := range 200 {
 			r.command(numbered(d), fmt.Sprintf("c%d-%d", round, d))
 		}
-		eventually(t, "some commands", func() bool { return len(r.all()) > round*200+40 })
+		devstack.Await(t, "some commands", func() bool { return len(r.all()) > round*200+40 })
 		k.kill()
 	}
 	r.start(r.options("last"))
 	r.becomes("0", `SELECT count(*) FROM device_commands WHERE published_at IS NULL`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "every command", func() bool {
+	devstack.Await(t, "every command", func() bool {
 		seen := make(map[string]bool)
 		for _, p := range r.all() {
 			seen[string(p.Properties.CorrelationData)] = true
@@ -119,7 +121,7 @@ func TestKilledAroundThePUBACK(t *testing.T) {
 	r.becomes("64", `SELECT count(*) FROM crossfade_downlink_lanes`)
 	w.hold(true)
 	r.command("d1", "c1")
-	eventually(t, "the command to be under way", w.carries)
+	devstack.Await(t, "the command to be under way", w.carries)
 	before.kill()
 	w.drop()
 
@@ -129,14 +131,14 @@ func TestKilledAroundThePUBACK(t *testing.T) {
 	_, err = tx.Exec(t.Context(), `SELECT FROM crossfade_downlink WHERE command_id = 'c2' FOR UPDATE`) // it can't be deleted meanwhile
 	must(t, err)
 	after := r.spawn("after", r.broker.URL())
-	eventually(t, "both commands", func() bool { return len(r.bodies(commandTopic("d1"))) == 1 && len(r.bodies(commandTopic("d2"))) == 1 })
+	devstack.Await(t, "both commands", func() bool { return len(r.bodies(commandTopic("d1"))) == 1 && len(r.bodies(commandTopic("d2"))) == 1 })
 	r.becomes("1", `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) // confirmed
 	after.kill()
 	must(t, tx.Rollback(t.Context()))
 	r.start(r.options("last"))
 	r.becomes("2", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "the second once more", func() bool { return len(r.bodies(commandTopic("d2"))) == 2 })
+	devstack.Await(t, "the second once more", func() bool { return len(r.bodies(commandTopic("d2"))) == 2 })
 	if again := r.bodies(commandTopic("d2")); again[0] != again[1] {
 		t.Errorf("received %q", again)
 	}
@@ -161,7 +163,7 @@ func TestLockedCommandHoldsUpNobody(t *testing.T) {
 	r.start(r.options("a"))
 	r.becomes("9", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	r.desire("d5", `{"a": 1}`)
-	eventually(t, "others", func() bool { return len(r.bodies(desiredTopic("d5"))) == 1 })
+	devstack.Await(t, "others", func() bool { return len(r.bodies(desiredTopic("d5"))) == 1 })
 	must(t, tx.Rollback(t.Context()))
 	r.becomes("10", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
@@ -185,7 +187,7 @@ func TestRefusedRowHoldsUpNobody(t *testing.T) {
 	r.exec(`DROP TRIGGER stubborn ON device_commands`)
 	r.becomes("10", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "every command", func() bool { return len(r.all()) == 11 })
+	devstack.Await(t, "every command", func() bool { return len(r.all()) == 11 })
 	if list := r.bodies(commandTopic("d3")); len(list) != 1 {
 		t.Errorf("the command arrived %d times", len(list))
 	}
@@ -207,7 +209,7 @@ func TestNotAuthorized(t *testing.T) {
 		before := r.listening.Load()
 		must(t, r.broker.Stop(t.Context()))
 		must(t, r.broker.Start(t.Context()))
-		eventually(t, "the devices to listen again", func() bool { return r.listening.Load() > before })
+		devstack.Await(t, "the devices to listen again", func() bool { return r.listening.Load() > before })
 	}
 	allow := "user " + r.broker.User() + "\n"
 	must(t, os.WriteFile(acl, []byte(allow+"topic readwrite tenant/t1/device/d1/#\ntopic readwrite tenant/t1/device/d2/shadow/#\n"), 0o600))
@@ -219,7 +221,7 @@ func TestNotAuthorized(t *testing.T) {
 	r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) VALUES ('t1', 'bad', 'x/y', 'x'), ('t1', 'wild', 'x+', 'x')`)
 	r.becomes("7", `SELECT count(*) FROM crossfade_downlink_parked`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "what is allowed", func() bool {
+	devstack.Await(t, "what is allowed", func() bool {
 		return len(r.bodies(commandTopic("d1"))) > 0 && len(r.bodies(desiredTopic("d1"))) > 0 && len(r.bodies(desiredTopic("d2"))) > 0 // twice is no fault of QoS 1
 	})
 	list, err := downlink.List(t.Context(), r.pool, downlink.Parked, downlink.Filter{Tenants: []string{"t1"}, Devices: []string{"d2"}}, 10)
@@ -237,7 +239,7 @@ func TestNotAuthorized(t *testing.T) {
 	if err != nil || n != 2 {
 		t.Errorf("Retry = %d, %v", n, err)
 	}
-	eventually(t, "what was parked", func() bool { return len(r.bodies(commandTopic("d2")))+len(r.bodies(commandTopic("d3"))) == 2 })
+	devstack.Await(t, "what was parked", func() bool { return len(r.bodies(commandTopic("d2")))+len(r.bodies(commandTopic("d3"))) == 2 })
 	// A state that is published after all takes its parked mark along.
 	r.desire("d3", `{"a": 2}`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink_parked WHERE device_id = 'd3'`)
@@ -411,7 +413,7 @@ func TestBytesAreBounded(t *testing.T) {
 	o.Bytes = 1024
 	r.exec(`INSERT INTO device_state (tenant_id, device_id, desired_state) SELECT 't1', 'd' || i, jsonb_build_object('a', repeat('x', 5000)) FROM generate_series(1, 50) AS i`)
 	r.start(o)
-	eventually(t, "every state", func() bool { return len(r.all()) == 50 })
+	devstack.Await(t, "every state", func() bool { return len(r.all()) == 50 })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 }
 

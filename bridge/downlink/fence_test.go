@@ -5,6 +5,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/crossfade-io/crossfade/internal/devstack"
 )
 
 // endSessions ends the sessions in PostgreSQL of all senders: what the server does by
@@ -21,24 +23,24 @@ func TestPacketsOfALostHolderNeverArrive(t *testing.T) {
 	slow.MQTT.URL = w.url()
 	r.start(slow)
 	r.desire("d1", `{"v": 1}`)
-	eventually(t, "version 1", func() bool { return len(r.bodies(desiredTopic("d1"))) == 1 })
+	devstack.Await(t, "version 1", func() bool { return len(r.bodies(desiredTopic("d1"))) == 1 })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	w.hold(true)
 	r.desire("d1", `{"v": 2}`) // stays in the wire
-	eventually(t, "version 2 to be under way", w.carries)
+	devstack.Await(t, "version 2 to be under way", w.carries)
 	// The second sender finds no free lane until the first has lost its session, and the
 	// first cannot come back while its wire is held.
 	r.start(r.options("fast"))
 	r.becomes("2", `SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'crossfade downlink'`)
 	r.desire("d1", `{"v": 3}`)
 	r.exec(endSessions)
-	eventually(t, "version 3", func() bool { return r.inOrder()["tenant/t1/device/d1"] == 3 })
+	devstack.Await(t, "version 3", func() bool { return r.inOrder()["tenant/t1/device/d1"] == 3 })
 	w.hold(false)
 	// Both go on, and share: what the wire held is through or gone by then.
 	for i := range 20 {
 		r.desire(numbered(i), fmt.Sprintf(`{"w": %d}`, i))
 	}
-	eventually(t, "all states", func() bool { return len(r.inOrder()) == 20 })
+	devstack.Await(t, "all states", func() bool { return len(r.inOrder()) == 20 })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	if list := strings.Join(r.bodies(desiredTopic("d1")), " "); strings.Contains(list, `"v":2`) {
 		t.Errorf("version 2 came through: %s", list)
@@ -86,7 +88,7 @@ func TestManySendersOneFrozen(t *testing.T) {
 		r.inOrder()
 	}
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "the last version of every device", func() bool {
+	devstack.Await(t, "the last version of every device", func() bool {
 		last := r.inOrder()
 		for i := range devices {
 			if last[fmt.Sprintf("tenant/t1/device/d%d", i+1)] != int64(version) {
@@ -104,16 +106,16 @@ func TestReplacedProcess(t *testing.T) {
 	r.listen("#")
 	old := r.spawn("sender", r.broker.URL())
 	r.desire("d1", `{"v": 1}`)
-	eventually(t, "version 1", func() bool { return len(r.bodies(desiredTopic("d1"))) == 1 })
+	devstack.Await(t, "version 1", func() bool { return len(r.bodies(desiredTopic("d1"))) == 1 })
 	old.send(syscall.SIGSTOP)
 	r.exec(endSessions)
 	r.desire("d1", `{"v": 2}`)
 	r.start(r.options("sender"))
-	eventually(t, "version 2", func() bool { return len(r.bodies(desiredTopic("d1"))) >= 2 })
+	devstack.Await(t, "version 2", func() bool { return len(r.bodies(desiredTopic("d1"))) >= 2 })
 	old.send(syscall.SIGCONT)
 	for v := 3; v < 20; v++ {
 		r.desire("d1", fmt.Sprintf(`{"v": %d}`, v))
-		eventually(t, "the next version", func() bool { return r.inOrder()["tenant/t1/device/d1"] == int64(v) })
+		devstack.Await(t, "the next version", func() bool { return r.inOrder()["tenant/t1/device/d1"] == int64(v) })
 	}
 }
 
@@ -125,23 +127,23 @@ func TestReconnectAsksTheGuard(t *testing.T) {
 	w := r.wire()
 	k := r.spawn("slow", w.url())
 	r.desire("d1", `{"v": 1}`)
-	eventually(t, "version 1", func() bool { return len(r.bodies(desiredTopic("d1"))) == 1 })
+	devstack.Await(t, "version 1", func() bool { return len(r.bodies(desiredTopic("d1"))) == 1 })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	w.hold(true)
 	r.desire("d1", `{"v": 2}`) // under way for as long as the wire is held
-	eventually(t, "version 2 to be under way", w.carries)
+	devstack.Await(t, "version 2 to be under way", w.carries)
 	k.send(syscall.SIGSTOP)
 	r.start(r.options("fast"))
 	r.desire("d1", `{"v": 3}`)
 	r.exec(endSessions)
-	eventually(t, "version 3", func() bool { return r.inOrder()["tenant/t1/device/d1"] == 3 })
+	devstack.Await(t, "version 3", func() bool { return r.inOrder()["tenant/t1/device/d1"] == 3 })
 	w.hold(false)
 	k.send(syscall.SIGCONT) // its connection is gone: it connects again, with version 2 in hand
 	for i := range 40 {
 		r.desire(fmt.Sprintf("e%d", i), `{"w": 1}`)
 	}
 	r.becomes("2", `SELECT count(DISTINCT client_id) FROM crossfade_downlink_lanes`) // it is back
-	eventually(t, "all states", func() bool { return len(r.inOrder()) == 41 })
+	devstack.Await(t, "all states", func() bool { return len(r.inOrder()) == 41 })
 	if list := strings.Join(r.bodies(desiredTopic("d1")), " "); strings.Contains(list, `"v":2`) {
 		t.Errorf("version 2 came through: %s", list)
 	}

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/prometheus/client_golang/prometheus"
 )
 
@@ -50,7 +52,7 @@ func TestRestartsParkNothing(t *testing.T) {
 		r.becomes(fmt.Sprint(round*300), `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 		w.hold(true)
 		r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type) SELECT 't1', format('c%s-%s', $1::int, i), 'd' || i, 'x' FROM generate_series(1, 300) AS i`, round)
-		eventually(t, "commands to be under way", w.carries)
+		devstack.Await(t, "commands to be under way", w.carries)
 		must(t, r.broker.Kill())
 		w.drop()
 		must(t, r.broker.Start(t.Context()))
@@ -80,13 +82,13 @@ func TestExpiresUnderWay(t *testing.T) {
 	r.becomes("1", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	w.hold(true)
 	r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type, expires_at) VALUES ('t1', 'c1', 'd1', 'x', now() + interval '2 seconds')`)
-	eventually(t, "the command to be under way", w.carries)
+	devstack.Await(t, "the command to be under way", w.carries)
 	r.becomes("true", `SELECT expires_at < now() FROM device_commands WHERE command_id = 'c1'`)
 	w.drop()
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	r.becomes("expired", `SELECT status FROM device_commands WHERE command_id = 'c1'`)
 	r.command("d0", "last")
-	eventually(t, "what comes after it", func() bool { return len(r.bodies(commandTopic("d0"))) == 2 })
+	devstack.Await(t, "what comes after it", func() bool { return len(r.bodies(commandTopic("d0"))) == 2 })
 	if list := r.bodies(commandTopic("d1")); len(list) > 0 {
 		t.Errorf("sent after it had expired: %q", list)
 	}
@@ -113,13 +115,13 @@ func TestLaneThatCannotBeFenced(t *testing.T) {
 	s, stop := r.start(o)
 	r.becomes(elsewhere, `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	remedy := `DELETE FROM crossfade_downlink_lanes WHERE client_id = 'it''s a ghost'`
-	eventually(t, "health to name it and the way out", func() bool {
+	devstack.Await(t, "health to name it and the way out", func() bool {
 		err := s.Health()
 		return err != nil && strings.Contains(err.Error(), "devices of 1 of the 64 lanes") && strings.Contains(err.Error(), remedy)
 	})
 	r.exec(remedy)
 	r.becomes("50", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
-	eventually(t, "health", func() bool { return s.Health() == nil })
+	devstack.Await(t, "health", func() bool { return s.Health() == nil })
 	stop()
 
 	haunt("d1")
@@ -130,7 +132,7 @@ func TestLaneThatCannotBeFenced(t *testing.T) {
 	r.becomes("51", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
 	a.ban("")
 	r.becomes("52", `SELECT count(*) FROM device_commands WHERE published_at IS NOT NULL`)
-	eventually(t, "health", func() bool { return s.Health() == nil })
+	devstack.Await(t, "health", func() bool { return s.Health() == nil })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink_lanes WHERE client_id <> 'a'`)
 }
 
@@ -144,12 +146,12 @@ func TestFormerHolderComesBack(t *testing.T) {
 	o.MQTT.URL, o.LastRetry = url, time.Minute // it is not going to be tried again
 	r.exec(`INSERT INTO crossfade_downlink_lanes (lane, client_id) SELECT lane, 'b' FROM generate_series(0, 31) AS lane`)
 	s, _ := r.start(o)
-	eventually(t, "health to name it", func() bool {
+	devstack.Await(t, "health to name it", func() bool {
 		err := s.Health()
 		return err != nil && strings.Contains(err.Error(), "devices of 32 of the 64 lanes")
 	})
 	_, stop := r.start(r.options("b"))
-	eventually(t, "health", func() bool { return s.Health() == nil })
+	devstack.Await(t, "health", func() bool { return s.Health() == nil })
 	r.becomes("true", `SELECT count(*) FILTER (WHERE client_id = 'a') > 10 AND count(*) FILTER (WHERE client_id = 'b') > 10 FROM crossfade_downlink_lanes`)
 	// It leaves in order: nobody is to be cut off.
 	stop()
@@ -170,7 +172,7 @@ func TestManyRefusedRows(t *testing.T) {
 	o := r.options("a")
 	o.LastRetry = time.Second
 	r.start(o)
-	eventually(t, "all to be sent", func() bool { return len(r.all()) == 1000 })
+	devstack.Await(t, "all to be sent", func() bool { return len(r.all()) == 1000 })
 	for i := range 5 {
 		r.desire(numbered(i), `{"a": 1}`)
 	}
@@ -178,5 +180,5 @@ func TestManyRefusedRows(t *testing.T) {
 	r.exec(`DROP TRIGGER stubborn ON device_commands`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	r.becomes("0", `SELECT count(*) FROM device_commands WHERE published_at IS NULL`)
-	eventually(t, "the states", func() bool { return len(r.all()) == 1005 })
+	devstack.Await(t, "the states", func() bool { return len(r.all()) == 1005 })
 }

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 
 	"github.com/crossfade-io/crossfade/bridge/downlink"
@@ -122,7 +124,7 @@ func TestVersionOfAnOldSnapshot(t *testing.T) {
 			r.becomes(fmt.Sprint(published+1), `SELECT version FROM crossfade_desired_published`)
 			r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 			r.becomes("0", `SELECT count(*) FROM crossfade_downlink_parked`)
-			eventually(t, "both states", func() bool { return len(r.bodies(desiredTopic("d1"))) == 2 })
+			devstack.Await(t, "both states", func() bool { return len(r.bodies(desiredTopic("d1"))) == 2 })
 			if last := r.bodies(desiredTopic("d1"))[1]; !strings.HasPrefix(last, fmt.Sprintf(`{"desired":{"a":2},"version":%d,`, published+1)) {
 				t.Errorf("received %s", last)
 			}

@@ -67,21 +67,6 @@ func must(t testing.TB, err error) {
 	}
 }
 
-func eventually(t testing.TB, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.NewTimer(60 * time.Second)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for !condition() {
-		select {
-		case <-deadline.C:
-			t.Fatalf("in vain: %s", what)
-		case <-tick.C:
-		}
-	}
-}
-
 func (r *rig) exec(sql string, args ...any) {
 	r.Helper()
 	if _, err := r.pool.Exec(r.Context(), sql, args...); err != nil {

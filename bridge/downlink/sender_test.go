@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
@@ -25,7 +27,7 @@ func TestDesiredState(t *testing.T) {
 	r.start(r.options("a"))
 	count := func(n int) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%d messages and an empty queue", n), func() bool {
+		devstack.Await(t, fmt.Sprintf("%d messages and an empty queue", n), func() bool {
 			return len(r.bodies(desiredTopic("d1"))) == n && r.text(`SELECT count(*) FROM crossfade_downlink`) == "0"
 		})
 	}
@@ -84,7 +86,7 @@ func TestRestartSendsNothingAgain(t *testing.T) {
 	_, stop := r.start(r.options("a"))
 	r.desire("d1", `{"a": 1}`)
 	r.command("d1", "c1")
-	eventually(t, "both", func() bool { return len(r.all()) == 2 })
+	devstack.Await(t, "both", func() bool { return len(r.all()) == 2 })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	stop()
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink_lanes`) // left in order: nobody is cut off
@@ -93,7 +95,7 @@ func TestRestartSendsNothingAgain(t *testing.T) {
 	r.exec(`INSERT INTO crossfade_downlink (lane, tenant_id, device_id, kind, command_id) VALUES (crossfade_lane('t1', 'd1'), 't1', 'd1', 'command', 'c1')`)
 	r.start(r.options("b"))
 	r.desire("d2", `{"a": 1}`)
-	eventually(t, "the third", func() bool { return len(r.all()) >= 3 })
+	devstack.Await(t, "the third", func() bool { return len(r.all()) >= 3 })
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	if all := r.all(); len(all) != 3 || all[2].Topic != desiredTopic("d2") {
 		t.Errorf("received %v", all)
@@ -115,7 +117,7 @@ func TestCommands(t *testing.T) {
 	r.exec(`INSERT INTO device_commands (tenant_id, command_id, device_id, command_type, command_params, expires_at) VALUES
 		('t1', 'c1', 'd1', 'set<&>', '{"a": [1, "<"]}', now() + interval '90 seconds')`)
 	r.becomes("true", `SELECT published_at IS NOT NULL FROM device_commands WHERE command_id = 'c1'`)
-	eventually(t, "the command", func() bool { return len(r.bodies(commandTopic("d1"))) == 1 })
+	devstack.Await(t, "the command", func() bool { return len(r.bodies(commandTopic("d1"))) == 1 })
 	for _, p := range r.all() {
 		if p.Topic != commandTopic("d1") {
 			continue
@@ -129,7 +131,7 @@ func TestCommands(t *testing.T) {
 		}
 	}
 	// Without an expiry, published and not acknowledged.
-	eventually(t, "the command that never expires", func() bool { return len(r.bodies(commandTopic("d2"))) == 1 })
+	devstack.Await(t, "the command that never expires", func() bool { return len(r.bodies(commandTopic("d2"))) == 1 })
 	if body := r.bodies(commandTopic("d2"))[0]; body != `{"command_id":"never","type":"x","params":{},"expires_at":null}` {
 		t.Errorf("received %s", body)
 	}
@@ -152,7 +154,7 @@ func TestResponses(t *testing.T) {
 		(crossfade_lane('t1', 'd1'), 't1', 'd1', 'response', 'c1', '{"command_id": "c1", "status": "rejected", "reason": "expired"}', now())`)
 	r.start(r.options("a"))
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "the response", func() bool { return len(r.all()) == 1 })
+	devstack.Await(t, "the response", func() bool { return len(r.all()) == 1 })
 	p := r.all()[0]
 	if e := p.Properties.MessageExpiry; p.Topic != responseTopic("d1") || string(p.Payload) != `{"reason":"expired","status":"rejected","command_id":"c1"}` && string(p.Payload) != `{"status":"rejected","reason":"expired","command_id":"c1"}` ||
 		string(p.Properties.CorrelationData) != "c1" || e == nil || *e > 3600 || *e < 3000 || p.Retain {
@@ -175,7 +177,7 @@ func TestPerDeviceOrder(t *testing.T) {
 		r.start(r.options("sender-" + numbered(i)))
 	}
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
-	eventually(t, "every command", func() bool { return len(r.all()) == 5*each })
+	devstack.Await(t, "every command", func() bool { return len(r.all()) == 5*each })
 	for d := range 5 {
 		if list := r.bodies(commandTopic(numbered(d))); !slices.IsSorted(list) || len(list) != each {
 			t.Errorf("device %d received %q", d, list)
@@ -211,7 +213,7 @@ func TestBacklogGoesOutInBatches(t *testing.T) {
 	o.Beat, o.Sweep = time.Second, time.Hour
 	_, stop := r.start(o)
 	t.Cleanup(stop) // before the pool is closed
-	eventually(t, "every state", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.heard) >= n })
+	devstack.Await(t, "every state", func() bool { r.mu.Lock(); defer r.mu.Unlock(); return len(r.heard) >= n })
 	r.becomes(fmt.Sprint(n), `SELECT count(*) FROM crossfade_desired_published`)
 	r.becomes("0", `SELECT count(*) FROM crossfade_downlink`)
 	if got := asked.Load(); got > 300 {
@@ -233,7 +235,7 @@ func TestFloodHoldsUpNobody(t *testing.T) {
 	o.PerLane = 3
 	r.start(o)
 	r.becomes("3000 rest", `SELECT string_agg(n || ' ' || tenant_id, ' ') FROM (SELECT tenant_id, count(*) AS n FROM crossfade_downlink GROUP BY 1) AS t`)
-	eventually(t, "every state that is due", func() bool { return len(r.all()) == 3040 })
+	devstack.Await(t, "every state that is due", func() bool { return len(r.all()) == 3040 })
 	last := 0
 	for i, p := range r.all() {
 		if strings.HasPrefix(p.Topic, "tenant/z/") {

@@ -89,15 +89,6 @@ func windows(t *testing.T, db parity.DB, since time.Time, tenants ...string) []p
 	return w
 }
 
-func await(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(time.Minute); !condition(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("gave up waiting until %s", what)
-		}
-	}
-}
-
 var noon = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 
 // TestWindowsAddUp over copies, minutes and instances, and begin where they are told to.
@@ -192,11 +183,11 @@ func TestPostgresAway(t *testing.T) {
 		c.Matched("a", noon, 0)
 		c.Hand()
 	}
-	await(t, "a write has failed", func() bool { return c.metric(t, "crossfade_parity_write_failures_total") > 0 })
+	devstack.Await(t, "a write has failed", func() bool { return c.metric(t, "crossfade_parity_write_failures_total") > 0 })
 	if err := pg.Start(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	await(t, "all is written", func() bool {
+	devstack.Await(t, "all is written", func() bool {
 		c.Hand()
 		w, err := parity.Windows(t.Context(), db, []string{"a"}, noon)
 		return err == nil && w[0].Matched == copies
@@ -217,7 +208,7 @@ func TestTheEndWithoutPostgres(t *testing.T) {
 	c := count(t, db, hasty)
 	c.Matched("a", noon, 0)
 	c.Hand()
-	await(t, "a write has failed", func() bool { return c.metric(t, "crossfade_parity_write_failures_total") > 0 })
+	devstack.Await(t, "a write has failed", func() bool { return c.metric(t, "crossfade_parity_write_failures_total") > 0 })
 	c.Matched("b", noon, 0)
 	c.Close()
 	c.stop()
@@ -316,7 +307,7 @@ func TestWhatIsWrittenIsNotWrittenAgain(t *testing.T) {
 		c.Matched(names[n], noon, 0)
 	}
 	c.Hand()
-	await(t, "all is written", func() bool { return windows(t, db, noon, names...)[2499].Matched > 0 })
+	devstack.Await(t, "all is written", func() bool { return windows(t, db, noon, names...)[2499].Matched > 0 })
 	c.stop()
 	for _, w := range windows(t, db, noon, names...) {
 		if w.Matched != 1 {

@@ -6,8 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/crossfade-io/crossfade/internal/devstack"
 	"go.uber.org/goleak"
+
+	"github.com/crossfade-io/crossfade/internal/devstack"
 )
 
 func TestMain(m *testing.M) {
@@ -25,18 +26,6 @@ func testContext(t *testing.T) context.Context {
 	ctx, cancel := context.WithTimeout(t.Context(), deadline)
 	t.Cleanup(cancel)
 	return ctx
-}
-
-// eventually waits until condition holds.
-func eventually(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	tick := time.NewTicker(10 * time.Millisecond)
-	defer tick.Stop()
-	for end := time.Now().Add(deadline); !condition(); <-tick.C {
-		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", deadline, what)
-		}
-	}
 }
 
 func must(t *testing.T, err error) {

@@ -92,7 +92,7 @@ func TestChildrenDieWithAKilledParent(t *testing.T) {
 	must(t, parent.Process.Kill())
 	_ = parent.Wait() // "signal: killed"
 	for _, pid := range pids {
-		eventually(t, fmt.Sprintf("process %d is gone (of mosquitto, nats, postgres: %v)", pid, pids), func() bool { return !alive(pid) })
+		devstack.Await(t, fmt.Sprintf("process %d is gone (of mosquitto, nats, postgres: %v)", pid, pids), func() bool { return !alive(pid) })
 	}
 
 	// The next server of each kind removes what the killed parent left, and

@@ -7,9 +7,10 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/crossfade-io/crossfade/internal/devstack"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/crossfade-io/crossfade/internal/devstack"
 )
 
 func connectPG(t *testing.T, url string) *pgx.Conn {
@@ -78,14 +79,14 @@ func TestPostgresKillEndsBusySessions(t *testing.T) {
 		finished <- err
 	}()
 	watcher := connectPG(t, p.URL("postgres"))
-	eventually(t, "the session is busy", func() bool {
+	devstack.Await(t, "the session is busy", func() bool {
 		return count(t, watcher, "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND query = 'SELECT spin()'") == 1
 	})
 	must(t, p.Kill())
 	if err := <-finished; err == nil {
 		t.Error("the statement has ended well")
 	}
-	eventually(t, "the session's process is gone", func() bool { return !alive(backend) })
+	devstack.Await(t, "the session's process is gone", func() bool { return !alive(backend) })
 	must(t, p.Start(testContext(t)))
 	must(t, p.Kill())
 	dir := p.Dir()

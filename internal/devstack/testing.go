@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 )
 
 // TB is the part of testing.TB that the helpers need. It keeps the testing
@@ -245,4 +246,38 @@ func closeAtEnd(tb TB, name, log string, close func() error) {
 			tb.Logf("%s:%s", name, tail)
 		}
 	})
+}
+
+// Await waits until a condition holds. It fails the test after two minutes, which is more
+// than a loaded machine needs for what a test waits for.
+func Await(t TB, what string, holds func() bool) {
+	t.Helper()
+	const patience = 2 * time.Minute
+	beat := time.NewTicker(5 * time.Millisecond)
+	defer beat.Stop()
+	for end := time.Now().Add(patience); !holds(); <-beat.C {
+		if time.Now().After(end) {
+			t.Fatalf("waited %s in vain: %s", patience, what)
+		}
+	}
+}
+
+// Log keeps what several goroutines write, for a test to read meanwhile.
+type Log struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+// Write implements [io.Writer].
+func (l *Log) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// String is what has been written so far.
+func (l *Log) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.String()
 }

@@ -167,17 +167,17 @@ func TestEverythingAcknowledgedArrives(t *testing.T) {
 
 	for round := range 2 {
 		before := acked()
-		eventually(t, "messages flow", func() bool { return acked() >= before+2000 })
+		devstack.Await(t, "messages flow", func() bool { return acked() >= before+2000 })
 		if err := m.Stop(ctx); err != nil {
 			t.Fatalf("round %d: stop the broker: %v", round, err)
 		}
-		eventually(t, "the fleet notices", func() bool { open, _ := f.Connected(); return open == 0 })
+		devstack.Await(t, "the fleet notices", func() bool { open, _ := f.Connected(); return open == 0 })
 		if err := m.Start(ctx); err != nil {
 			t.Fatalf("round %d: start the broker: %v", round, err)
 		}
 	}
 	before := acked()
-	eventually(t, "messages flow again", func() bool { return acked() >= before+2000 })
+	devstack.Await(t, "messages flow again", func() bool { return acked() >= before+2000 })
 	cancel()
 	if err := finish(t, done); err != nil {
 		t.Fatal(err)
@@ -190,7 +190,7 @@ func TestEverythingAcknowledgedArrives(t *testing.T) {
 	if c.Repeated == 0 {
 		t.Error("nothing was repeated: the restarts proved nothing")
 	}
-	eventually(t, "the subscriber has everything", func() bool { return sub.distinct() >= c.Acked })
+	devstack.Await(t, "the subscriber has everything", func() bool { return sub.distinct() >= c.Acked })
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
 	if len(sub.wrong) > 0 {
@@ -214,7 +214,7 @@ func TestPerDeviceEndsTheRun(t *testing.T) {
 	if c := f.Record().Counts(); c.Attempted != 350 || c.Acked != 350 || c.Uncertain() != 0 {
 		t.Errorf("%+v, want 350 acknowledged", c)
 	}
-	eventually(t, "all have arrived", func() bool { return sub.distinct() == 350 })
+	devstack.Await(t, "all have arrived", func() bool { return sub.distinct() == 350 })
 	if err := f.Run(t.Context()); !errors.Is(err, fleet.ErrStarted) {
 		t.Errorf("a second Run: %v", err)
 	}
@@ -228,7 +228,7 @@ func TestPerDeviceEndsTheRun(t *testing.T) {
 	if c := f.Record().Counts(); c.Acked != 420 {
 		t.Errorf("%+v, want 420 acknowledged after going on", c)
 	}
-	eventually(t, "all have arrived", func() bool { return sub.distinct() == 420 })
+	devstack.Await(t, "all have arrived", func() bool { return sub.distinct() == 420 })
 	sub.mu.Lock()
 	defer sub.mu.Unlock()
 	if len(sub.wrong) > 0 {
@@ -266,12 +266,12 @@ func TestBrokerThatNeverAnswers(t *testing.T) {
 	if err := m.Stop(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	var log lockedBuffer
+	var log devstack.Log
 	cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	f, done := start(t, ctx, cfg)
-	eventually(t, "it says so", func() bool { return strings.Contains(log.String(), "no connection") })
+	devstack.Await(t, "it says so", func() bool { return strings.Contains(log.String(), "no connection") })
 	cancel()
 	if err := finish(t, done); err == nil || !strings.Contains(err.Error(), "never reached") {
 		t.Errorf("error %v, want one that says that the broker was never reached", err)
@@ -284,23 +284,6 @@ func TestBrokerThatNeverAnswers(t *testing.T) {
 	}
 }
 
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
 // The bounded end: what the broker never acknowledged is uncertain.
 func TestDrainIsBounded(t *testing.T) {
 	m := devstack.TestMosquitto(t)
@@ -309,11 +292,11 @@ func TestDrainIsBounded(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 	f, done := start(t, ctx, cfg)
-	eventually(t, "messages flow", func() bool { return f.Record().Counts().Acked > 100 })
+	devstack.Await(t, "messages flow", func() bool { return f.Record().Counts().Acked > 100 })
 	if err := m.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the fleet notices", func() bool { open, _ := f.Connected(); return open == 0 })
+	devstack.Await(t, "the fleet notices", func() bool { open, _ := f.Connected(); return open == 0 })
 	cancel()
 	if err := finish(t, done); err != nil {
 		t.Errorf("a broker that was there once is no error: %v", err)

@@ -349,25 +349,9 @@ func (t storeTest) begin() pgx.Tx {
 // killWaiter ends the session that waits for a lock, once there is one.
 func (t storeTest) killWaiter() {
 	t.Helper()
-	until(t.T, "a session waits for a lock", func() bool {
+	devstack.Await(t.T, "a session waits for a lock", func() bool {
 		return t.count(`SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
 	})
-}
-
-// until waits for a condition.
-func until(t *testing.T, what string, condition func() bool) {
-	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
-	for !condition() {
-		if time.Now().After(deadline) {
-			t.Fatalf("in vain: %s", what)
-		}
-		select {
-		case <-t.Context().Done():
-			t.Fatal(t.Context().Err())
-		case <-time.After(5 * time.Millisecond):
-		}
-	}
 }
 
 // TestCommitEnds: with its context, and without leaving a transaction open.
@@ -379,7 +363,7 @@ func TestCommitEnds(tt *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- t.Commit(ctx, []store.Entry{telemetry(`{"seq":1}`)}) }()
-	until(tt, "the batch waits", func() bool {
+	devstack.Await(tt, "the batch waits", func() bool {
 		return t.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
 	})
 	cancel()

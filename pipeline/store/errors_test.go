@@ -123,11 +123,11 @@ func TestUnavailable(tt *testing.T) {
 	t.must(pg.Stop(t.Context()))
 	all("stopped")
 	t.must(pg.Start(t.Context()))
-	until(tt, "it answers again", func() bool { return t.Ping(t.Context()) == nil })
+	devstack.Await(tt, "it answers again", func() bool { return t.Ping(t.Context()) == nil })
 	t.must(pg.Kill())
 	all("killed")
 	t.must(pg.Start(t.Context()))
-	until(tt, "it answers again", func() bool { return t.Ping(t.Context()) == nil })
+	devstack.Await(tt, "it answers again", func() bool { return t.Ping(t.Context()) == nil })
 	t.wantFresh("afterwards", 1, batch...)
 
 	ctx, cancel := context.WithCancel(t.Context())

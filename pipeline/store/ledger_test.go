@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
@@ -134,7 +136,7 @@ func TestAnonymousRaceUnderOtherDefaults(tt *testing.T) {
 	entries := []store.Entry{second}
 	done := make(chan error, 1)
 	go func() { done <- t.Commit(t.Context(), entries) }()
-	until(tt, "the batch waits", func() bool {
+	devstack.Await(tt, "the batch waits", func() bool {
 		return t.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) > 0
 	})
 	t.must(holder.Commit(t.Context()))

@@ -1,7 +1,6 @@
 package store_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"encoding/json"
@@ -24,24 +23,7 @@ import (
 type ear struct {
 	*testing.T
 	changes chan store.Change
-	log     *lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log     *devstack.Log
 }
 
 func listen(t *testing.T, url string) *ear {
@@ -51,7 +33,7 @@ func listen(t *testing.T, url string) *ear {
 		t.Fatal(err)
 	}
 	t.Cleanup(s.Close)
-	e := &ear{t, make(chan store.Change, 100), new(lockedBuffer)}
+	e := &ear{t, make(chan store.Change, 100), new(devstack.Log)}
 	o := store.ListenOptions{Beat: 50 * time.Millisecond, Patience: 500 * time.Millisecond, RetryMin: time.Millisecond, RetryMax: 50 * time.Millisecond,
 		Logger: slog.New(slog.NewJSONHandler(e.log, nil))}
 	ctx, cancel := context.WithCancel(context.Background())

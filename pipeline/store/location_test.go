@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/jackc/pgx/v5"
 
 	"github.com/crossfade-io/crossfade/pipeline"
@@ -78,7 +80,7 @@ func TestLocationPinnedMeanwhile(tt *testing.T) {
 		}
 		done <- err
 	}()
-	until(tt, "it waits", func() bool {
+	devstack.Await(tt, "it waits", func() bool {
 		return t.count(`SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`) == 1
 	})
 	t.must(operator.Commit(t.Context()))
@@ -116,7 +118,7 @@ func TestLocationGivesWay(tt *testing.T) {
 			done <- err
 		}()
 		var theirs string // the row that ingest has locked already
-		until(tt, "ingest waits for the backend", func() bool {
+		devstack.Await(tt, "ingest waits for the backend", func() bool {
 			free := t.strings(`SELECT device_id FROM device_registry WHERE device_id <> 'd2' FOR UPDATE SKIP LOCKED`)
 			if len(free) == 1 {
 				theirs = map[string]string{"d1": "d3", "d3": "d1"}[free[0]]
@@ -181,7 +183,7 @@ func TestPatienceAfterLocations(tt *testing.T) {
 	go func() {
 		done <- t.Commit(t.Context(), []store.Entry{news("d1", "telemetry", 1, `,"lat":1,"lng":1`), entryOf(copyOf("tenant/t1/device/d1/commands/ack", `{"command_id":"c1"}`, noon))})
 	}()
-	until(tt, "it waits for longer than for a location, or gives up", func() bool {
+	devstack.Await(tt, "it waits for longer than for a location, or gives up", func() bool {
 		select {
 		case err := <-done:
 			t.Fatalf("it gave up: %v", err)

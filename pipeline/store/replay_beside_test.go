@@ -5,6 +5,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/crossfade-io/crossfade/internal/devstack"
+
 	"github.com/crossfade-io/crossfade/pipeline"
 	"github.com/crossfade-io/crossfade/pipeline/store"
 )
@@ -59,9 +61,9 @@ func TestPurgeBesideReplay(tt *testing.T) {
 	batch[2].Entry.Reason, batch[2].Entry.Detail = pipeline.TokenInvalid, "of now"
 	release := t.hold(`LOCK TABLE telemetry IN ACCESS EXCLUSIVE MODE`)
 	replay := t.replaying(batch)
-	until(tt, "the replay is in the middle", func() bool { return t.waiting() == 1 })
+	devstack.Await(tt, "the replay is in the middle", func() bool { return t.waiting() == 1 })
 	purge := t.purging(store.QuarantineFilter{Reasons: []pipeline.Reason{pipeline.TokenInvalid}})
-	until(tt, "the purge waits, or does not", func() bool { return t.waiting() == 2 || len(purge) > 0 })
+	devstack.Await(tt, "the purge waits, or does not", func() bool { return t.waiting() == 2 || len(purge) > 0 })
 	release()
 	t.wantFates("replay", <-replay, "written quarantined quarantined")
 	t.wantFates("purge", <-purge, "1")
@@ -76,7 +78,7 @@ func TestReplayBesidePurge(tt *testing.T) {
 	rows := t.quarantine(timed(1), timed(2))
 	commit := t.hold(`DELETE FROM quarantine_events WHERE id = $1`, rows[0].ID)
 	replay := t.replaying(again(rows...))
-	until(tt, "the replay waits", func() bool { return t.waiting() == 1 })
+	devstack.Await(tt, "the replay waits", func() bool { return t.waiting() == 1 })
 	commit()
 	t.wantFates("replay", <-replay, "vanished written")
 	t.wantCount(1, `SELECT count(*) FROM telemetry`)
@@ -94,9 +96,9 @@ func TestPurgeLocksInOrder(tt *testing.T) {
 	rows := t.page(store.QuarantineFilter{})
 	release := t.hold(`SELECT FROM quarantine_events WHERE id = $1 FOR UPDATE`, rows[1].ID)
 	purge := t.purging(store.QuarantineFilter{})
-	until(tt, "the purge waits", func() bool { return t.waiting() == 1 })
+	devstack.Await(tt, "the purge waits", func() bool { return t.waiting() == 1 })
 	replay := t.replaying(again(rows...))
-	until(tt, "the replay waits", func() bool { return t.waiting() == 2 })
+	devstack.Await(tt, "the replay waits", func() bool { return t.waiting() == 2 })
 	release()
 	t.wantFates("purge", <-purge, "2")
 	t.wantFates("replay", <-replay, "vanished vanished")
