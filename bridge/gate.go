@@ -17,7 +17,7 @@ type gate struct {
 	look func(tenant string) (s stage.Stage, mayDrop bool)
 	// spans reports whether a moment by a stream's clock is within what look goes by.
 	spans func(stored time.Time) bool
-	// largest is the most bytes that the streams take in one message; 0: not known.
+	// largest is the most bytes that the streams take in one message; 0: not known yet.
 	largest  func() int
 	process  func(pipeline.Delivery)
 	hold     func(pipeline.Delivery, uint64)
@@ -28,7 +28,7 @@ type gate struct {
 
 // newGate makes a gate whose functions are still to be set.
 func newGate(reg prometheus.Registerer) *gate {
-	g := &gate{spans: func(time.Time) bool { return true }, largest: func() int { return 0 }}
+	g := &gate{spans: func(time.Time) bool { return true }, largest: func() int { return mostEnvelope }}
 	total := prometheus.NewCounterVec(prometheus.CounterOpts{Name: "crossfade_dropped_total",
 		Help: "Copies that were acknowledged unseen, since the other path has their messages, by path."}, []string{"path"})
 	for _, p := range []pipeline.Path{pipeline.PathMQTT, pipeline.PathJetStream} {
@@ -94,7 +94,11 @@ func (g *gate) bulky(d *pipeline.Delivery) bool {
 		return len(d.Body) > mostBody
 	}
 	body, name := mostBody, mostName
-	if n := g.largest(); n > 0 && n < mostEnvelope {
+	n := g.largest()
+	if n == 0 { // an instance whose NATS is away since it started: any may be too much
+		return true
+	}
+	if n < mostEnvelope {
 		n = max(n-512, 0) // for what is in every envelope, and its header
 		body, name = n/(mostEnvelope/mostBody), n/(mostEnvelope/mostName)
 	}

@@ -143,6 +143,9 @@ func TestGateDropsNothingBulky(t *testing.T) {
 	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/x", Body: make([]byte, 961)})
 	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/y", Username: strings.Repeat("u", 61)})
 	expect(t, "held where the streams take 8 KiB", b.held, "mqtttenant/j/device/d/x", "mqtttenant/j/device/d/y")
+	b.held, b.largest = nil, func() int { return 0 }
+	deliver(pipeline.Delivery{Path: pipeline.PathMQTT, Topic: "tenant/j/device/d/z", Body: make([]byte, 1)})
+	expect(t, "held while it is not known what the streams take", b.held, "mqtttenant/j/device/d/z")
 }
 
 // TestGateAfterAStandstill: what a stream has stored after the end of the lease is not

@@ -174,12 +174,15 @@ func (s *Source) Health() error {
 }
 
 // Largest is the most bytes that the server and every stream took in one message when
-// they were last looked at, headers included; 0 where nothing is known of that yet. It
-// does no I/O.
+// they were last looked at, headers included; 0 until all of them were. It does no I/O.
 func (s *Source) Largest() int {
 	largest := int64(0)
 	for _, p := range s.pullers {
-		if n := p.largest.Load(); n > 0 && (largest == 0 || n < largest) {
+		n := p.largest.Load()
+		if n == 0 {
+			return 0
+		}
+		if largest == 0 || n < largest {
 			largest = n
 		}
 	}
