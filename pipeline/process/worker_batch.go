@@ -295,7 +295,7 @@ func (b *batch) askAgain(ctx context.Context, entries []store.Entry, origin []*i
 	stuck, err := b.find(ctx, device)
 	switch {
 	case stuck != nil:
-		e.Device = nil // to be judged by what is said later
+		e.Device, origin[0].orphan = nil, false // to be judged by what is said later
 		b.block(keyOf(e.Msg), stuck)
 	case err != nil:
 		b.releaseAll(origin)

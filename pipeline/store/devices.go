@@ -147,6 +147,9 @@ func expiry(text *string) (end time.Time, ok bool) {
 	if year := strings.IndexByte(s, '-'); year > 4 && strings.Trim(s[:year], "0123456789") == "" {
 		s = "9996" + s[year:] // a leap year
 	}
+	if zone, found := strings.CutSuffix(s, " UTC"); found {
+		s = zone + "Z"
+	}
 	if end, ok = pipeline.ParseTimestamp(s); ok && end.Before(epoch) {
 		end = epoch
 	}

@@ -30,7 +30,7 @@ WITH enabled AS (
       FROM message_routes
      WHERE tenant_id::text = ANY($1) AND lower(is_enabled::text) IN ('true', 't', '1', 'yes', 'on')
 ), measured AS (
-    SELECT *, octet_length(topic) + octet_length(kind) + octet_length(config) + octet_length(payload) AS bytes FROM enabled
+    SELECT *, octet_length(topic)::int8 + octet_length(kind) + octet_length(config) + octet_length(payload) AS bytes FROM enabled
 ), counted AS (
     SELECT *, row_number() OVER w AS n, sum(bytes) FILTER (WHERE bytes <= $3) OVER w AS total
       FROM measured WINDOW w AS (PARTITION BY tenant_id ORDER BY id ROWS UNBOUNDED PRECEDING)
